@@ -1,0 +1,43 @@
+# The developer's commands: `make` lists them. Everything lives in .venv; nothing is installed outside of it.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+EXTRAS := device,workshop,publish,demo,dev
+# llama.cpp is compiled once and pip keeps the wheel; its picture and sound part is left out: a tenth less to compile.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
+
+.PHONY: help venv demo test lint types bench clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+venv: .venv/.installed ## make .venv with everything, in the tested versions
+
+.venv/.installed: pyproject.toml tools/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "Python cannot make a venv: apt-get install python3-venv (on Debian), then again"; exit 1; }
+	@command -v $(or $(CXX),g++) >/dev/null || { echo "a C++ compiler is needed for llama.cpp: apt-get install g++ (on Debian), then again"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "compiling llama.cpp (some 4 minutes on 2 cores, once) while the rest is installed"
+	$(PIP) wheel --quiet --no-deps --wheel-dir .venv/wheels -c tools/constraints.txt llama-cpp-python & compile=$$!; \
+	$(PIP) install --quiet -c tools/constraints.txt -e ".[serve,workshop,publish,dev]" && wait $$compile
+	$(PIP) install --quiet -c tools/constraints.txt --find-links .venv/wheels -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: venv ## the whole way on a real small model, no GPU
+	$(BIN)/pitstop demo
+
+test: venv ## all tests
+	$(BIN)/pytest
+
+lint: venv ## style and import rules
+	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/lint-imports
+
+types: venv ## mypy, strict
+	$(BIN)/mypy
+
+bench: venv ## every benchmark beside its peer, into bench/*.json
+	@mkdir -p bench && for script in $(wildcard tools/bench_*.py); do $(BIN)/python $$script --json bench/$$(basename $$script .py).json || exit 1; done
+
+clean: ## remove .venv and the caches; runs, bases and the demo's folder stay
+	rm -rf .venv .*_cache .hypothesis dist; find src tests tools -name __pycache__ -prune -exec rm -rf {} +

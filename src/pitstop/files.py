@@ -1,0 +1,90 @@
+"""Writing files so that a reader finds the old one or the new one, never half of either."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pitstop.errors import BrokenInput, PitstopError, StorageError
+
+CHUNK = 1 << 20  # bytes read at a time while hashing
+
+
+def sha256_file(path: Path) -> str:
+    """Return the lower-case hex SHA-256 of a file.
+
+    Raises:
+        BrokenInput: the file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (a rename is not until its folder is synced)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path``; on success it is synced and takes the name, else it is removed.
+
+    Raises:
+        StorageError: the disk is full, read-only or otherwise refuses; ``path`` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, PitstopError):
+            raise storage_error(error, path) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, durably and at once.
+
+    Raises:
+        StorageError: the disk refused; ``path`` is as it was.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Translate an operating-system error into one that names the cure."""
+    cures = {
+        errno.ENOSPC: "free some space on this disk, or choose another folder, and run it again",
+        errno.EDQUOT: "free some of your quota, and run it again",
+        errno.EROFS: "choose a folder on a disk that can be written",
+        errno.EACCES: "choose a folder you may write to",
+        errno.EPERM: "choose a folder you may write to, on a file system that allows this",
+    }
+    return StorageError(
+        f"cannot write {path.name}: {error.strerror or error}", where=path, cure=cures.get(error.errno or 0)
+    )
