@@ -1,0 +1,126 @@
+"""What a bundle, a base and an artifact say of themselves.
+
+A bundle is the unit of delivery: one `bundle.json` (the manifest) that lists its artifacts by digest. Its trust comes
+from outside (TUF signs the manifest's digest); everything else is bound from here by SHA-256, the base included: an
+adapter names the very base file it was trained on, and nothing loads it on another.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pitstop.errors import RecordError
+
+ArtifactRole = Literal["base", "adapter"]
+BundleKind = Literal["base", "adapter"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file: the name is for people, the digest is the identity."""
+
+    role: ArtifactRole
+    format: str  # "gguf"
+    precision: str  # "q8_0", "f16" …
+    name: str  # file name inside the run or base folder
+    sha256: str  # 64 lower-case hex digits
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How text becomes the model's prompt, and where an answer ends."""
+
+    chat_template: str  # jinja2, rendered in a sandbox
+    bos_token: str
+    eos_token: str
+    stop: tuple[str, ...] = ()  # texts that end an answer besides the end-of-generation tokens
+    system: str | None = None  # system message the adapter was trained with
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """`base.json`: one base model with everything pitstop made of it."""
+
+    name: str
+    architecture: str  # as GGUF names it: "llama", "qwen2" …
+    license: str
+    source: str  # where the weights came from
+    weights_sha256: str  # of the source file
+    tokenizer_sha256: str  # of tokenizer.json
+    template_sha256: str  # of the chat template's text
+    prompting: Prompting
+    context_length: int  # tokens
+    artifacts: tuple[Artifact, ...] = ()
+
+    def artifact(self, precision: str) -> Artifact:
+        """Return the artifact of one precision.
+
+        Raises:
+            RecordError: this base has none, with those it has.
+        """
+        for artifact in self.artifacts:
+            if artifact.precision == precision:
+                return artifact
+        have = ", ".join(artifact.precision for artifact in self.artifacts) or "none"
+        raise RecordError([f"base {self.name} has no {precision} artifact (it has: {have})"])
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`bundle.json`: one unit of delivery."""
+
+    kind: BundleKind
+    name: str  # also the model name a client asks for
+    version: str  # for people; `counter` decides what is newer
+    counter: int  # only ever rises for a name; a device refuses a lower one
+    license: str
+    base_name: str
+    base_sha256: str  # the base file this runs on (for a base bundle: its own artifact)
+    prompting: Prompting
+    context_length: int  # tokens the device may plan for
+    artifacts: tuple[Artifact, ...]
+    scale: float = 1.0  # multiplier of the adapter at run time
+    compatible: tuple[str, ...] = ()  # device profiles; empty: any that can hold it
+    measured: dict[str, float] = field(default_factory=dict)  # figure with its unit in the name -> value
+    reports: dict[str, str] = field(default_factory=dict)  # report -> sha256 of its JSON
+
+
+def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
+    """Return the bundle if every name, digest and size in it is well formed.
+
+    Raises:
+        RecordError: everything that is not, at once.
+    """
+    problems = []
+    if not _NAME.fullmatch(bundle.name):
+        problems.append(f"name: {bundle.name!r} must be a-z, 0-9, '.', '_', '-', at most 64")
+    if not _VERSION.fullmatch(bundle.version):
+        problems.append(f"version: {bundle.version!r} must be numbers with dots, such as 1.0.2")
+    if bundle.counter < 1:
+        problems.append(f"counter: {bundle.counter} must be 1 or more")
+    if not is_sha256(bundle.base_sha256):
+        problems.append(f"base_sha256: {bundle.base_sha256!r} is no SHA-256")
+    if not any(artifact.role == bundle.kind for artifact in bundle.artifacts):
+        problems.append(f"artifacts: none with the role {bundle.kind!r}")
+    for index, artifact in enumerate(bundle.artifacts):
+        if not is_sha256(artifact.sha256):
+            problems.append(f"artifacts[{index}].sha256: {artifact.sha256!r} is no SHA-256")
+        if artifact.size < 1:
+            problems.append(f"artifacts[{index}].size: {artifact.size} must be 1 or more bytes")
+        if "/" in artifact.name or "\\" in artifact.name or artifact.name in ("", ".", ".."):
+            problems.append(f"artifacts[{index}].name: {artifact.name!r} must be a plain file name")
+    if bundle.kind == "base" and bundle.base_sha256 not in {artifact.sha256 for artifact in bundle.artifacts}:
+        problems.append("base_sha256: a base bundle must name one of its own artifacts")
+    if problems:
+        raise RecordError(problems, where=where)
+    return bundle
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether the text is 64 lower-case hex digits, and so safe as a file name."""
+    return _SHA256.fullmatch(text) is not None
