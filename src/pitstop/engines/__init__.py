@@ -1,0 +1,1 @@
+"""One interface to run a base with adapters; each file imports its own library, and only it."""

@@ -1,0 +1,188 @@
+"""The interface every engine has. A request names its adapter; nothing is "active" globally.
+
+An engine holds one base and any number of loaded adapters. It is not thread-safe: one thread owns it. State computed
+under one adapter is never reused under another: KV belongs to (base, adapter, scale, tokens).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Use:
+    """Which adapter a request runs under; ``Use()`` is the plain base."""
+
+    adapter: str | None = None
+    scale: float = 1.0  # multiplies the adapter's effect; 0 is the base
+
+
+PLAIN_BASE = Use()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy and ignores the rest."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    seed: int = 0
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of an answer: the token and the text that became certain with it (it may be empty)."""
+
+    token: int
+    text: str
+
+
+@dataclass
+class Usage:
+    """What one request cost; the engine fills it while it generates."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, found in the session's KV
+    completion_tokens: int = 0
+    first_token_seconds: float = 0.0  # from the call to the first token
+    finish_reason: str = ""  # "stop" or "length"
+
+
+class Engine(ABC):
+    """A base in memory with adapters beside it."""
+
+    name: str  # "llama", "torch" …
+    base_sha256: str  # of the base file that runs
+    context_length: int  # tokens one conversation may have
+    vocabulary_size: int
+
+    @abstractmethod
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter under a name of the caller's choice; all or nothing.
+
+        Raises:
+            UsageError: the name is taken.
+            FormatError: the file is damaged or is no adapter this engine can run.
+            BaseMismatch: it was trained on another base.
+        """
+
+    @abstractmethod
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter and every state computed under it.
+
+        Raises:
+            UsageError: no such adapter.
+        """
+
+    @property
+    @abstractmethod
+    def adapters(self) -> tuple[str, ...]:
+        """The loaded adapters, in the order they came."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text; special tokens written in it count as such, none is added."""
+
+    @abstractmethod
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out; broken UTF-8 becomes U+FFFD."""
+
+    @abstractmethod
+    def logits(self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0) -> Logits:
+        """Evaluate a sequence from nothing and return the logits at positions ``first`` and later.
+
+        Returns:
+            float32 of shape (len(tokens) - first, vocabulary_size); row i predicts token first + i + 1.
+
+        Raises:
+            UsageError: no such adapter, no tokens, or more than the context holds.
+        """
+
+    @abstractmethod
+    def generate(
+        self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
+    ) -> Iterator[Piece]:
+        """Continue a prompt, token by token; closing the iterator stops the work.
+
+        Raises:
+            UsageError: no such adapter, no tokens, or a prompt that fills the context.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back memory and files; the engine is of no use afterwards."""
+
+    def score(self, prompt: Sequence[int], completion: Sequence[int], use: Use = PLAIN_BASE) -> NDArray[np.float64]:
+        """Return ln p of each completion token after the prompt, shape (len(completion),), in nats.
+
+        Raises:
+            UsageError: as for `logits`; an empty prompt or completion.
+        """
+        tokens = [*prompt, *completion]
+        rows = self.logits(tokens[:-1], use, first=len(prompt) - 1)
+        return log_softmax(rows)[np.arange(len(completion)), list(completion)]
+
+    def logits_batch(
+        self, rows: Sequence[Sequence[int]], use: Use = PLAIN_BASE, *, firsts: Sequence[int] | None = None
+    ) -> Iterator[Logits]:
+        """Yield the logits of many sequences in order; an engine that can evaluates several at once.
+
+        Args:
+            firsts: per row, the first position that is wanted; None: all of them.
+
+        Raises:
+            UsageError: as for `logits`.
+        """
+        for row, first in zip(rows, firsts or [0] * len(rows), strict=True):
+            yield self.logits(row, use, first=first)
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], use: Use = PLAIN_BASE, sampling: Sampling | None = None
+    ) -> list[str]:
+        """Return the answers to many prompts; an engine that can makes several at once.
+
+        Raises:
+            UsageError: as for `generate`.
+        """
+        # All are checked before the first begins.
+        answers = [self.generate(prompt, use, sampling) for prompt in prompts]
+        return ["".join(piece.text for piece in answer) for answer in answers]
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Return ln p over the last axis, in float64: KL of nearly equal models is lost in float32."""
+    wide: NDArray[np.float64] = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+def divergence(one: Logits, other: Logits) -> NDArray[np.float64]:
+    """Return KL(one || other) at every position over the whole vocabulary, shape (positions,), in nats.
+
+    With shifted logits a, b: KL = Σ e^a (a - b) / Σ e^a - ln Σ e^a + ln Σ e^b. Exponentials in float32, sums in
+    float64: off by about 1e-6, exactly 0 for equal logits, and a quarter of the cost of float64 throughout.
+    """
+    a = one - one.max(axis=-1, keepdims=True)
+    b = other - other.max(axis=-1, keepdims=True)
+    weights = np.exp(a)
+    normal = weights.sum(axis=-1, dtype=np.float64)
+    change = np.log(np.exp(b).sum(axis=-1, dtype=np.float64)) - np.log(normal)
+    weights *= a - b
+    result: NDArray[np.float64] = weights.sum(axis=-1, dtype=np.float64) / normal + change
+    return result

