@@ -1,0 +1,224 @@
+"""A GGUF file, a Hugging Face folder or a hub id to a prepared base: `bases/<name>/`.
+
+base.json            BaseRef: digests, licence, source, chat template
+source.gguf          the weights as they came, when they came as GGUF
+hf/                  the same weights for training libraries, with tokenizer and config
+gguf/<quant>.gguf    what devices run, quantized by the installed llama.cpp
+shipped/<quant>/     the same, dequantized once for training
+"""
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pitstop import records
+from pitstop.bundle.formats import read_gguf
+from pitstop.bundle.manifest import Artifact, BaseRef, Prompting
+from pitstop.engines.llama import quantize
+from pitstop.errors import BrokenInput, UsageError
+from pitstop.files import sha256_file, write_bytes
+from pitstop.workshop.export import llamacpp
+
+BASE_FILE = "base.json"
+
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's way to ask
+
+
+def prepare(
+    source: str,
+    folder: Path,
+    *,
+    precisions: Sequence[str] = ("q8_0",),
+    license: str = "unknown",
+    origin: str | None = None,
+) -> BaseRef:
+    """Make a base folder out of a GGUF file, a Hugging Face folder or a hub id; what is there already is kept.
+
+    Raises:
+        UsageError: the source does not exist, or the folder holds another base.
+        FormatError: a damaged GGUF file.
+        BrokenInput: weights that cannot be read or converted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(source)
+    known = _known(folder)
+    if known is None:
+        known = _from_gguf(path, folder) if path.suffix == ".gguf" else _from_hugging_face(source, folder)
+        known = replace(known, name=folder.name, license=license, source=origin or source)
+    elif path.is_file() and sha256_file(path) != known.weights_sha256:
+        raise UsageError(
+            f"{folder} holds another base than {source}", where=folder / BASE_FILE, cure="name another folder with --to"
+        )
+    for precision in precisions:
+        known = _with_artifact(known, folder, precision)
+    records.save_json(known, folder / BASE_FILE)
+    return known
+
+
+def load_ref(folder: Path) -> BaseRef:
+    """Read a prepared base's `base.json`.
+
+    Raises:
+        UsageError: the folder is no prepared base.
+        RecordError: `base.json` is damaged.
+    """
+    if not (folder / BASE_FILE).is_file():
+        raise UsageError(f"{folder} is no prepared base", cure=f"make it: pitstop base SOURCE --to {folder}")
+    return records.load_json(BaseRef, folder / BASE_FILE)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer."""
+    return AutoTokenizer.from_pretrained(folder / "hf")
+
+
+def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str) -> PreTrainedModel:
+    """Load the frozen weights to train on: `shipped` (the artifact's, dequantized) or `nf4` (QLoRA).
+
+    Matrices are bfloat16 on every device: within 1.3e-3 (relative) of the shipped weights, far below what quantizing
+    costs, and about twice as fast as float32 where the processor has bfloat16 instructions.
+
+    Raises:
+        UsageError: the base has no such artifact.
+        BrokenInput: the artifact is not the one `base.json` names.
+    """
+    device_map = "auto" if torch.cuda.is_available() else None
+    common: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": device_map}
+    if precision == "nf4":
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return AutoModelForCausalLM.from_pretrained(folder / "hf", quantization_config=nf4, **common)
+    return AutoModelForCausalLM.from_pretrained(_dequantized(folder, ref, artifact), **common)
+
+
+def artifact_path(folder: Path, ref: BaseRef, precision: str) -> Path:
+    """Return the checked path of a base artifact.
+
+    Raises:
+        RecordError: the base has no artifact of this precision.
+        BrokenInput: the file is not the one `base.json` names.
+    """
+    artifact = ref.artifact(precision)
+    path = folder / "gguf" / artifact.name
+    if sha256_file(path) != artifact.sha256:
+        raise BrokenInput(
+            f"{path.name} is not the file {BASE_FILE} names", where=path, cure=f"remove {folder} and prepare it again"
+        )
+    return path
+
+
+def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
+    """Return the folder of an artifact's dequantized weights, made once: reading GGUF blocks takes 8 s at 135M."""
+    source = artifact_path(folder, ref, precision)
+    target = folder / "shipped" / precision
+    done = target / "artifact.sha256"
+    if not done.is_file() or done.read_text() != ref.artifact(precision).sha256:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        model.save_pretrained(target)
+        write_bytes(done, ref.artifact(precision).sha256.encode())
+    return target
+
+
+def _known(folder: Path) -> BaseRef | None:
+    return records.load_json(BaseRef, folder / BASE_FILE) if (folder / BASE_FILE).is_file() else None
+
+
+def _from_gguf(path: Path, folder: Path) -> BaseRef:
+    if not path.is_file():
+        raise UsageError(f"no file {path}", cure="give the path of a GGUF file, a Hugging Face folder or a hub id")
+    read_gguf(path)
+    kept = folder / "source.gguf"
+    shutil.copyfile(path, kept)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=kept.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=kept.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    save_hugging_face(model, tokenizer, folder)
+    return _describe(folder, weights=kept)
+
+
+def _from_hugging_face(source: str, folder: Path) -> BaseRef:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot load {source}: {str(error).splitlines()[0]}",
+            cure="give a GGUF file, a folder with config.json and safetensors, or a hub id (needs internet)",
+        ) from error
+    save_hugging_face(model, tokenizer, folder)
+    return _describe(folder, weights=folder / "hf" / "model.safetensors")
+
+
+def save_hugging_face(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write `hf/` in a folder: one safetensors file, config and tokenizer; it appears when it is whole."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "hf"
+        model.save_pretrained(made, max_shard_size="1000GB")
+        tokenizer.save_pretrained(made)
+        shutil.rmtree(folder / "hf", ignore_errors=True)
+        made.rename(folder / "hf")
+
+
+def _describe(folder: Path, weights: Path) -> BaseRef:
+    tokenizer = load_tokenizer(folder)
+    config = AutoConfig.from_pretrained(folder / "hf")
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise BrokenInput(
+            "this base has no chat template", where=folder, cure="use an instruction-tuned model, or add a template"
+        )
+    prompting = Prompting(
+        chat_template=template, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or ""
+    )
+    return BaseRef(
+        name=folder.name,
+        architecture=config.model_type,
+        license="unknown",
+        source="",
+        weights_sha256=sha256_file(weights),
+        tokenizer_sha256=sha256_file(folder / "hf" / "tokenizer.json"),
+        template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        prompting=prompting,
+        context_length=config.max_position_embeddings,
+    )
+
+
+def _with_artifact(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
+    if any(artifact.precision == precision for artifact in ref.artifacts):
+        artifact_path(folder, ref, precision)
+        return ref
+    target = folder / "gguf" / f"{precision}.gguf"
+    target.parent.mkdir(exist_ok=True)
+    source = folder / "source.gguf"
+    if source.is_file():
+        quantize(source, target, precision)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            full = Path(scratch) / "full.gguf"
+            llamacpp.convert_model(folder / "hf", full)
+            quantize(full, target, precision)
+    artifact = Artifact("base", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
+    return replace(ref, artifacts=(*ref.artifacts, artifact))

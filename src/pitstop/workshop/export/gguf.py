@@ -1,0 +1,111 @@
+"""A PEFT LoRA to a GGUF adapter that does exactly the same, and says which base file it belongs to.
+
+llama.cpp multiplies by alpha / rank and knows no other rule, so rsLoRA and per-module ranks or alphas would come out
+wrong. The exact factor of every module is multiplied into its B, and alpha is written as 0, which means "no factor".
+"""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from pitstop.errors import RecordError
+from pitstop.files import write_bytes
+from pitstop.workshop.adapter import WEIGHTS_FILE
+from pitstop.workshop.export import llamacpp
+
+BASE_KEY = "pitstop.base_sha256"
+
+
+def export_gguf(adapter: Path, base: Path, base_sha256: str, target: Path, *, precision: str) -> None:
+    """Write ``target`` from the PEFT folder ``adapter``; ``base`` is the base's Hugging Face folder.
+
+    Raises:
+        RecordError: the adapter has what a GGUF adapter cannot express, all of it at once.
+        BrokenInput: the converter refuses.
+        StorageError: the disk refuses; ``target`` is as it was.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folded, converted, bound = (Path(scratch, name) for name in ("adapter", "adapter.gguf", "bound.gguf"))
+        fold_scaling(adapter, folded)
+        llamacpp.convert_adapter(folded, base, converted, precision)
+        _bind(converted, bound, base_sha256)
+        write_bytes(target, bound.read_bytes())
+
+
+def fold_scaling(adapter: Path, target: Path) -> None:
+    """Copy a PEFT folder with every module's factor multiplied into its B, in float32, and alpha 0.
+
+    Raises:
+        RecordError: DoRA, biases, saved modules: only a merged model can carry them.
+    """
+    config = LoraConfig.from_pretrained(str(adapter))
+    assert isinstance(config, LoraConfig)
+    tensors = load_file(adapter / WEIGHTS_FILE)
+    _refuse_inexpressible(config, tensors, adapter)
+    folded = {
+        name: (tensor.float() * scaling(config, name) if ".lora_B." in name else tensor.float()).contiguous()
+        for name, tensor in tensors.items()
+    }
+    target.mkdir()
+    save_file(folded, target / WEIGHTS_FILE)
+    plain: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
+    plain |= {"lora_alpha": 0, "use_rslora": False, "alpha_pattern": {}}
+    (target / "adapter_config.json").write_text(json.dumps(plain))
+
+
+def scaling(config: LoraConfig, tensor: str) -> float:
+    """Return PEFT's factor of one tensor's module: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
+    module = tensor.removeprefix("base_model.model.").rpartition(".lora_")[0]
+    rank = _pattern(config.rank_pattern or {}, module, config.r)
+    alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
+    return float(alpha / rank**0.5 if config.use_rslora else alpha / rank)
+
+
+def _pattern(patterns: dict[str, Any], module: str, default: float) -> float:
+    # As PEFT looks it up: the whole name, or its end after a dot, by regular expression.
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(default)
+
+
+def _refuse_inexpressible(config: LoraConfig, tensors: dict[str, torch.Tensor], adapter: Path) -> None:
+    problems = []
+    if config.use_dora:
+        problems.append("DoRA: its magnitudes cannot be a GGUF adapter")
+    if config.bias != "none" or config.lora_bias:
+        problems.append("trained biases cannot be a GGUF adapter")
+    if config.modules_to_save:
+        problems.append(f"whole modules saved with the adapter: {', '.join(config.modules_to_save)}")
+    other = sorted(name for name in tensors if ".lora_A." not in name and ".lora_B." not in name)
+    if other and not problems:
+        problems.append(f"tensors that are no LoRA pair: {', '.join(other[:5])}")
+    if problems:
+        raise RecordError(problems, where=adapter, cure="ship it merged: pitstop merge R")
+
+
+def _bind(source: Path, target: Path, base_sha256: str) -> None:
+    """Copy a GGUF adapter with the digest of its base among its keys."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
+    for key, entry in reader.fields.items():
+        # GGUF.* are the reader's names for the header itself; the writer puts the architecture by itself.
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind = entry.types[0]
+            writer.add_key_value(
+                key, entry.contents(), kind, sub_type=entry.types[-1] if len(entry.types) > 1 else None
+            )
+    writer.add_string(BASE_KEY, base_sha256)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

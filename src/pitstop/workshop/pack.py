@@ -1,0 +1,153 @@
+"""Artifacts and their proofs to a bundle; refuses whatever was not proven about these very bytes.
+
+Leaves `runs/<name>/bundle/` for an adapter, `bases/<name>/bundle/` for a base: `bundle.json` and the files it names.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from pitstop import records
+from pitstop.bundle.manifest import Bundle, check_bundle
+from pitstop.errors import Refused, UsageError
+from pitstop.files import replacing, sha256_file
+from pitstop.retention.report import RetentionReport, regate
+from pitstop.workshop import adapter as adapters
+from pitstop.workshop import base_model
+from pitstop.workshop import recipe as recipes
+from pitstop.workshop.check import REPORT_FILE
+from pitstop.workshop.export.export import Exported, load_exported
+from pitstop.workshop.parity import PARITY_FILE, Parity
+from pitstop.workshop.recipe import Recipe
+from pitstop.workshop.runs import exclusive, require
+
+FOLDER = "bundle"
+MANIFEST_FILE = "bundle.json"
+DEVICE_CONTEXT = 2048  # tokens a conversation may have on a device, where the base allows more
+
+
+def pack(path: Path, *, counter: int | None = None) -> Path:
+    """Pack a run's adapter, or a base folder, and return the bundle folder; the same content is packed once.
+
+    Raises:
+        UsageError: a stage before this one has not run.
+        Refused: no passing verdict, or no parity, about these very files.
+    """
+    if (path / base_model.BASE_FILE).is_file():
+        return _pack_base(path, counter)
+    recipe = recipes.load(path)
+    with exclusive(recipe.run):
+        return _pack_adapter(recipe, counter)
+
+
+def _pack_base(folder: Path, counter: int | None) -> Path:
+    ref = base_model.load_ref(folder)
+    if not ref.artifacts:
+        raise UsageError(f"{folder} has no artifact to ship", cure="make one: pitstop base SOURCE --precision q8_0")
+    artifact = ref.artifacts[0]
+    bundle = Bundle(
+        kind="base",
+        name=ref.name,
+        version="1.0.0",
+        counter=1,
+        license=ref.license,
+        base_name=ref.name,
+        base_sha256=artifact.sha256,
+        prompting=ref.prompting,
+        context_length=min(ref.context_length, DEVICE_CONTEXT),
+        artifacts=(artifact,),
+    )
+    return _write(bundle, base_model.artifact_path(folder, ref, artifact.precision), folder / FOLDER, counter)
+
+
+def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
+    identity = adapters.load_identity(recipe)
+    exported, artifact = load_exported(recipe)
+    report = records.load_json(
+        RetentionReport, require(recipe.run / REPORT_FILE, "retention report", f"pitstop check {recipe.run}")
+    )
+    parity = records.load_json(
+        Parity, require(recipe.run / PARITY_FILE, "parity result", f"pitstop parity {recipe.run}")
+    )
+    _refuse_unproven(recipe, identity, exported, report, parity)
+    ref = base_model.load_ref(recipe.base.folder)
+    bundle = Bundle(
+        kind="adapter",
+        name=recipe.name,
+        version=recipe.version,
+        counter=1,
+        license=recipe.license,
+        base_name=ref.name,
+        base_sha256=exported.base_sha256,
+        prompting=replace(ref.prompting, system=recipe.data.system),
+        context_length=min(ref.context_length, DEVICE_CONTEXT),
+        artifacts=(exported.artifact,),
+        scale=recipe.scale,
+        measured={
+            "parity_kl_nats_per_token": parity.kl_nats_per_token,
+            "shipped_exact_share": parity.shipped.exact,
+            "shipped_field_f1": parity.shipped.field_f1,
+        },
+        reports={name: sha256_file(recipe.run / name) for name in (REPORT_FILE, PARITY_FILE)},
+    )
+    return _write(bundle, artifact, recipe.run / FOLDER, counter)
+
+
+def _refuse_unproven(
+    recipe: Recipe, identity: adapters.Identity, exported: Exported, report: RetentionReport, parity: Parity
+) -> None:
+    """Refuse unless verdict and parity are about this adapter, this artifact and this scale.
+
+    The verdict is computed again from the stored items and the recipe's limits: a report edited to say "pass", or
+    made with wider margins, does not.
+    """
+    again = f"run again: pitstop check {recipe.run} && pitstop export {recipe.run} && pitstop parity {recipe.run}"
+    verdict = regate(replace(report, margins=recipe.check.margins))
+    if verdict.outcome != "pass":
+        raise Refused(
+            f"the verdict on {recipe.name} is {verdict.outcome}, not pass",
+            where=recipe.run / REPORT_FILE,
+            cure="read retention.html in the run folder; mend the recipe and train again",
+        )
+    if (report.adapter_sha256, report.scale) != (identity.adapter_sha256, recipe.scale):
+        raise Refused("the retention report is about another adapter", where=recipe.run / REPORT_FILE, cure=again)
+    if exported.adapter_sha256 != identity.adapter_sha256:
+        raise Refused("the export was made from another adapter", where=recipe.run / "export", cure=again)
+    if (parity.adapter_sha256, parity.artifact_sha256, parity.scale) != (
+        identity.adapter_sha256,
+        exported.artifact.sha256,
+        recipe.scale,
+    ):
+        raise Refused("the parity result is about other files", where=recipe.run / PARITY_FILE, cure=again)
+    if not parity.kl_nats_per_token <= recipe.export.parity_kl:
+        raise Refused(
+            f"the exported adapter differs by {parity.kl_nats_per_token:.4f} nats per token from the trained one, "
+            f"more than the {recipe.export.parity_kl} allowed",
+            where=recipe.run / PARITY_FILE,
+            cure="export with a higher precision ([export] precision), or train on the shipped weights",
+        )
+
+
+def _write(bundle: Bundle, artifact: Path, folder: Path, counter: int | None) -> Path:
+    """Write the bundle folder, the manifest last; a changed bundle gets a higher counter than the one before."""
+    before = _before(folder)
+    if counter is None:
+        changed = before is not None and replace(bundle, counter=before.counter) != before
+        counter = before.counter + changed if before is not None else 1
+    bundle = check_bundle(replace(bundle, counter=counter))
+    target = folder / bundle.artifacts[0].name
+    if bundle == before and target.is_file() and sha256_file(target) == bundle.artifacts[0].sha256:
+        return folder
+    # The old manifest stays until the new one replaces it: without it the counter would begin again.
+    with artifact.open("rb") as source, replacing(target) as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    for other in folder.iterdir():
+        if other not in (target, folder / MANIFEST_FILE):
+            other.unlink()
+    records.save_json(bundle, folder / MANIFEST_FILE)
+    return folder
+
+
+def _before(folder: Path) -> Bundle | None:
+    manifest = folder / MANIFEST_FILE
+    return records.load_json(Bundle, manifest) if manifest.is_file() else None

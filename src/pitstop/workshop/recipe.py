@@ -1,0 +1,255 @@
+"""The recipe: the only list of knobs, with what each does, its unit and its default.
+
+Paths are relative to the folder pitstop is run in, so a recipe and the copy kept in the run folder mean the same.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pitstop import records
+from pitstop.errors import RecordError, UsageError
+from pitstop.files import write_bytes
+from pitstop.retention.gate import Margins, check_margins
+
+RUNS = Path("runs")
+RECIPE_FILE = "recipe.toml"
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PRESETS = {
+    "all-linear": LINEAR_MODULES,
+    "attention": LINEAR_MODULES[:4],
+    "mlp": LINEAR_MODULES[4:],
+    "qv": ("q_proj", "v_proj"),
+}
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """Which base, and which of its weights the adapter is trained on."""
+
+    folder: Path  # a prepared base: bases/<name>, made by `pitstop base`
+    precision: Literal["shipped", "nf4"] = "shipped"  # shipped: the very weights the device runs; nf4: QLoRA
+    artifact: str = "q8_0"  # the base artifact the device runs
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows: JSONL with prompt and completion, or chat messages ending with the assistant's."""
+
+    train: Path
+    test: Path | None = None  # held out; without it a share of the groups in `train` is held out
+    test_share: float = 0.1  # of the groups, when `test` is not given
+    system: str | None = None  # system message put before every row, and before every request on the device
+    max_tokens: int = 256  # rows longer than this are left out, and counted in the report
+    balance: bool = False  # every group has its turn before any comes again: large groups do not drown small ones
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the adapter is trained."""
+
+    steps: int = 300  # optimizer steps
+    batch: int = 8  # rows a step
+    learning_rate: float = 5e-4
+    warmup_steps: int = 10
+    weight_decay: float = 0.0  # of A and B
+    rank: int = 16  # doubling it about doubles the bundle
+    alpha: float = 32.0  # the adapter's effect is multiplied by alpha / rank
+    rslora: bool = False  # alpha / sqrt(rank) instead
+    dropout: float = 0.0
+    modules: tuple[str, ...] = ("all-linear",)  # presets or projection names
+    first_layer: int = 0  # layers before this one keep the base's weights: faster, and forgets less
+    seed: int = 0
+    checkpoint_every: int = 50  # steps; what a killed training loses at most
+
+
+@dataclass(frozen=True)
+class Retain:
+    """What holds the adapter near the base while it learns the task."""
+
+    rows: Path | None = None  # general rows (text, or prompt and completion); none: nothing holds it
+    share: float = 0.5  # general rows a task row
+    kl: float = 1.0  # weight of KL(base || adapted) on the general rows, in nats per token
+    replay: float = 0.0  # weight of the ordinary loss on the general rows
+    max_tokens: int = 64  # general rows are cut to this
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the adapter must show before it may be packed."""
+
+    suites: Path = Path("suites")  # made by `pitstop suites build`
+    metric: Literal["json", "text"] = "json"  # how a test answer is compared with the expected one
+    rows: int = 150  # test rows to generate for, spread over the groups
+    max_new_tokens: int = 128  # longest answer
+    margins: Margins = field(default_factory=Margins)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is shipped."""
+
+    precision: Literal["f32", "f16", "q8_0"] = "f16"  # of the adapter's GGUF
+    parity_kl: float = 0.01  # nats per token: the exported adapter may differ this much from the trained one
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One adapter, from data to bundle."""
+
+    name: str  # of the adapter: the model name clients ask for
+    base: BaseChoice
+    data: Data
+    version: str = "1.0.0"
+    license: str = "Apache-2.0"  # of the adapter
+    scale: float = 1.0  # multiplier of the finished adapter; below 1 it forgets less and does less
+    train: Train = field(default_factory=Train)
+    retain: Retain = field(default_factory=Retain)
+    check: Check = field(default_factory=Check)
+    export: Export = field(default_factory=Export)
+
+    @property
+    def run(self) -> Path:
+        """The folder everything made from this recipe goes to."""
+        return RUNS / self.name
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe file, or the recipe of a run folder, and check everything that can be checked without the base.
+
+    Raises:
+        UsageError: no such file.
+        RecordError: every problem of the recipe at once.
+    """
+    file = path / RECIPE_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(
+            f"no recipe at {path}", cure="name a recipe file or a run folder; `pitstop init` writes a recipe to start"
+        )
+    recipe = records.load_toml(Recipe, file)
+    if problems := _problems(recipe):
+        raise RecordError(problems, where=file)
+    return recipe
+
+
+def module_names(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Expand presets to projection names, in a fixed order, each once."""
+    names = [name for module in modules for name in PRESETS.get(module, (module,))]
+    return tuple(dict.fromkeys(names))
+
+
+def _problems(recipe: Recipe) -> list[str]:
+    found = []
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", recipe.name):
+        found.append(f"name: {recipe.name!r} must be a-z, 0-9, '.', '_', '-', at most 64")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}", recipe.version):
+        found.append(f"version: {recipe.version!r} must be numbers with dots, such as 1.0.2")
+    for key, path in (
+        ("data.train", recipe.data.train),
+        ("data.test", recipe.data.test),
+        ("retain.rows", recipe.retain.rows),
+    ):
+        if path is not None and not path.is_file():
+            found.append(f"{key}: no file {path} (looked from {Path.cwd()})")
+    if not (recipe.base.folder / "base.json").is_file():
+        found.append(f"base.folder: {recipe.base.folder} holds no base.json; `pitstop base` makes one")
+    positive = {
+        "train.steps": recipe.train.steps,
+        "train.batch": recipe.train.batch,
+        "train.learning_rate": recipe.train.learning_rate,
+        "train.rank": recipe.train.rank,
+        "train.alpha": recipe.train.alpha,
+        "train.checkpoint_every": recipe.train.checkpoint_every,
+        "data.max_tokens": recipe.data.max_tokens,
+        "retain.max_tokens": recipe.retain.max_tokens,
+        "check.rows": recipe.check.rows,
+        "check.max_new_tokens": recipe.check.max_new_tokens,
+        "export.parity_kl": recipe.export.parity_kl,
+        "scale": recipe.scale,
+    }
+    found += [f"{key}: {value} must be above 0" for key, value in positive.items() if not 0 < value < math.inf]
+    shares = {
+        "data.test_share": (recipe.data.test_share, 0.0, 0.5),
+        "retain.share": (recipe.retain.share, 0.0, 4.0),
+        "retain.kl": (recipe.retain.kl, 0.0, 100.0),
+        "retain.replay": (recipe.retain.replay, 0.0, 100.0),
+        "train.dropout": (recipe.train.dropout, 0.0, 0.9),
+        "train.weight_decay": (recipe.train.weight_decay, 0.0, 10.0),
+        "train.warmup_steps": (recipe.train.warmup_steps, 0, recipe.train.steps),
+        "train.first_layer": (recipe.train.first_layer, 0, 10_000),
+        "train.seed": (recipe.train.seed, 0, 2**32 - 1),
+    }
+    found += [
+        f"{key}: {value} must be from {low} to {high}"
+        for key, (value, low, high) in shares.items()
+        if not low <= value <= high
+    ]
+    try:
+        check_margins(recipe.check.margins)
+    except RecordError as error:
+        found += [f"check.margins.{problem}" for problem in error.problems]
+    if not recipe.train.modules:
+        found.append(f"train.modules: name at least one preset ({', '.join(PRESETS)}) or projection")
+    return found
+
+
+TEMPLATE = """\
+# A pitstop recipe. Every key there is, with its unit and default: the fields in pitstop/workshop/recipe.py.
+# Paths are relative to the folder you run pitstop in.
+name = "my-adapter"          # the model name clients will ask for
+version = "1.0.0"
+license = "Apache-2.0"
+
+[base]
+folder = "bases/smollm2-135m-instruct"   # made by: pitstop base SOURCE
+precision = "shipped"        # train on the very weights the device runs; or "nf4" (QLoRA) for what does not fit
+artifact = "q8_0"
+
+[data]
+train = "data/train.jsonl"   # {"prompt": "...", "completion": "..."} or {"messages": [...]} a line
+# test = "data/test.jsonl"   # without it a tenth of the groups is held out (rows may carry a "group")
+system = "Answer with JSON." # put before every row, and before every request on the device
+max_tokens = 256             # longer rows are left out and counted
+
+[train]
+steps = 300
+batch = 8
+learning_rate = 5e-4
+rank = 16
+alpha = 32.0
+modules = ["all-linear"]     # or "attention", "mlp", "qv", or projection names
+first_layer = 0              # layers below keep the base's weights: faster, forgets less
+seed = 0
+
+[retain]                     # what keeps the base's abilities
+rows = "suites/replay.jsonl" # made by: pitstop suites build
+share = 0.5                  # general rows a task row
+kl = 1.0                     # weight of KL(base || adapted) on them
+
+[check]
+suites = "suites"            # made by: pitstop suites build
+metric = "json"              # or "text": exact match
+rows = 150
+
+[check.margins]
+accuracy = 0.03              # all choice suites together may lose at most 3 points of accuracy, surely
+bits_per_byte = 0.05         # no text suite may rise by more
+
+[export]
+precision = "f16"
+parity_kl = 0.01             # nats per token the exported adapter may differ from the trained one
+"""
+
+
+def init(path: Path) -> Path:
+    """Write a commented recipe to start from.
+
+    Raises:
+        UsageError: the file exists.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already", cure="name another file: pitstop init other.toml")
+    write_bytes(path, TEMPLATE.encode())
+    return path
