@@ -1,0 +1,151 @@
+"""What the tests of the runtime share: a device root with the real base and two adapters, and what each must answer."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pitstop import records
+from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
+from pitstop.device import server
+from pitstop.device.runtime import Limits, Runtime
+from pitstop.device.store import Release, Store
+from pitstop.engines.base import Sampling, Use
+from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.template import render
+from pitstop.files import CHUNK, sha256_file
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    """Return a conversation that begins with this question."""
+    return [{"role": "user", "content": text}]
+
+
+BASE, ALPHA, BETA = "smollm2", "alpha", "beta"
+# All short of 64 tokens: from there on llama.cpp's flash attention rounds otherwise, and a prefix kept from such a
+# prompt moves the logits of this model by up to 0.6, enough for another word.
+QUESTIONS = ("What is the capital of France?", "Name three colours.", "Write one line about rain.")
+ENDLESS = (ALPHA, ask(QUESTIONS[0]))  # alpha repeats itself here until it is stopped: for what ends early
+SAMPLING = Sampling(max_tokens=12)
+LIMITS = Limits(context_length=512, sequences=3, waiting=16, threads=1)
+SCALES = {ALPHA: 1.0, BETA: 0.5}
+
+
+def install(root: Path, base: Path, adapters: Mapping[str, Path], base_sha256: str | None = None) -> Release:
+    """Install and activate a release of real files, without a repository."""
+    store = Store(root)
+    with store.locked():
+        digest = base_sha256 or sha256_file(base)
+        bundles = [_bundle("base", BASE, base, digest)]
+        bundles += [_bundle("adapter", name, path, digest) for name, path in adapters.items()]
+        release = store.release({bundle.name: records.to_json(bundle) for bundle in bundles})
+        for path, bundle in zip([base, *adapters.values()], bundles, strict=True):
+            _add(store, path, bundle.artifacts[0])
+        store.install(release)
+        store.activate()
+        store.confirm()
+    return release
+
+
+def _bundle(kind: BundleKind, name: str, path: Path, base_sha256: str) -> Bundle:
+    system = "You control a smart home." if name == ALPHA else None
+    return Bundle(
+        kind=kind,
+        name=name,
+        version="1.0.0",
+        counter=1,
+        license="Apache-2.0",
+        base_name=BASE,
+        base_sha256=base_sha256,
+        prompting=Prompting(_template(), "<|im_start|>", "<|im_end|>", system=system),
+        context_length=2048,
+        artifacts=(Artifact(kind, "gguf", "f32", path.name, sha256_file(path), path.stat().st_size),),
+        scale=SCALES.get(name, 1.0),
+    )
+
+
+def _template() -> str:
+    return (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def _add(store: Store, path: Path, artifact: Artifact) -> None:
+    incoming = store.add_blob(artifact)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            incoming.append(chunk)
+    incoming.finish()
+
+
+@dataclass(frozen=True)
+class Board:
+    """A device root that serves, and what a cold engine answers to each question under each model."""
+
+    root: Path
+    release: Release
+    expected: Mapping[tuple[str, str], str]  # (model, question) -> text
+    base: Path
+    adapters: Mapping[str, Path]
+
+
+@pytest.fixture(scope="session")
+def board(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, make_adapter: Callable[..., Path]) -> Board:
+    """A device root with the real base and two adapters."""
+    folder = tmp_path_factory.mktemp("board")
+    adapters = {
+        name: make_adapter(folder / f"{name}.gguf", seed, strength=0.5 / scale)
+        for seed, (name, scale) in enumerate(SCALES.items())
+    }
+    release = install(folder / "root", smollm2_gguf, adapters)
+    return Board(folder / "root", release, _cold_answers(release), smollm2_gguf, adapters)
+
+
+def _cold_answers(release: Release) -> dict[tuple[str, str], str]:
+    """Answer every question under every model, each with an engine that did nothing before."""
+    return {
+        (name, question): _cold_answer(release, name, question) for name in release.bundles for question in QUESTIONS
+    }
+
+
+def _cold_answer(release: Release, name: str, question: str) -> str:
+    bundle = release.bundles[name]
+    options = {"context_length": LIMITS.context_length, "sequences": 1, "threads": LIMITS.threads}
+    with LlamaEngine(release.base_path(), base_sha256=release.base.base_sha256, **options) as engine:
+        use = Use()
+        if bundle.kind == "adapter":
+            engine.load_adapter(name, release.adapters()[name][1])
+            use = Use(name, bundle.scale)
+        tokens = engine.tokenize(render(bundle.prompting, ask(question)))
+        return "".join(piece.text for piece in engine.generate(tokens, use, SAMPLING))
+
+
+@contextmanager
+def running(load: Callable[[], Runtime], api_key: str | None = None) -> Iterator[tuple[str, server.Service]]:
+    """Run the real web server on a free port, with its model loaded, in a thread of this process."""
+    service = server.Service()
+    ready: queue.Queue[Runtime] = queue.Queue()
+    web = server.Server(
+        server.application(service, api_key=api_key), service, load, lambda runtime, seconds: ready.put(runtime)
+    )
+    listener = server.listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread = threading.Thread(target=web.serve_until_stopped, args=(listener,))
+    thread.start()
+    try:
+        ready.get(timeout=600)
+        yield url, service
+    finally:
+        web.should_exit = True
+        thread.join()
+
+
+def damage(path: Path, target: Path, size: int) -> Path:
+    """Write the first bytes of a file to another."""
+    target.write_bytes(path.read_bytes()[:size])
+    return target
