@@ -73,7 +73,6 @@ def test_the_same_merge_is_made_once(exported: Project) -> None:
     assert again[0] == first[0]
     assert again[1] > first[1]
     assert merge(exported.recipe(scale=0.5)).weights_sha256 != first[0].weights_sha256
-    assert merge(exported.recipe()) == first[0]
 
 
 def test_nothing_is_merged_while_another_works_or_nothing_is_trained(exported: Project) -> None:

@@ -1,6 +1,7 @@
 """A run belongs to one process at a time, and is repeated when anything that decides it changed."""
 
-import multiprocessing
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,26 +24,27 @@ class Other:
     name: str
 
 
-def hold(run: Path, holding: object, release: object) -> None:
-    with exclusive(run):
-        holding.set()  # type: ignore[attr-defined]
-        release.wait(60)  # type: ignore[attr-defined]
+HOLD = """
+import pathlib, sys
+from pitstop.workshop.runs import exclusive
+with exclusive(pathlib.Path(sys.argv[1])):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_second_process_is_told(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    holding, release = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "run", holding, release))
-    other.start()
-    try:
-        assert holding.wait(60)
-        with pytest.raises(Busy) as caught, exclusive(tmp_path / "run"):
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "holding\n"
+        with pytest.raises(Busy) as caught, exclusive(run):
             pass
         assert caught.value.cure
-    finally:
-        release.set()
-        other.join(60)
-    with exclusive(tmp_path / "run"):
+        other.stdin.close()
+    with exclusive(run):
         pass
 
 

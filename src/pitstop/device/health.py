@@ -81,11 +81,11 @@ class _Outcome:
     failure: _Failure | None = None
 
 
-def probe(release: Release, *, timeout: float = 120.0, memory: int | None = None) -> Probe:
+def probe(release: Release, *, timeout: float = 300.0, memory: int | None = None) -> Probe:
     """Load a release in a child process and let its base and every adapter answer a fixed question.
 
     Args:
-        timeout: seconds for all of it.
+        timeout: seconds for all of it; generous, for a busy board is no reason to refuse a release.
         memory: bytes the child may allocate; the base file, which is mapped, is not counted. Not enforced on macOS.
 
     Raises:
