@@ -26,6 +26,7 @@ from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity
 from pitstop.workshop.batches import Batches
 from pitstop.workshop.dataset import encode, encode_general, load_split, spread
+from pitstop.workshop.loss import Head, cross_entropy, divergence
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 
@@ -139,23 +140,19 @@ class AnchoredTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Return CE(task) + kl · KL(base || adapted) + replay · CE(general), each in nats per scored token."""
         peft = self.accelerator.unwrap_model(model)
-        task, general = inputs["scored"], inputs["scored_general"]
-        hidden = _hidden(peft, inputs["input_ids"])
-        loss = _cross_entropy(peft, hidden, inputs["input_ids"], task)
+        head = Head.of(peft.get_base_model())
+        tokens, task, general = inputs["input_ids"], inputs["scored"], inputs["scored_general"]
+        hidden = _hidden(peft, tokens)
+        loss = cross_entropy(hidden[task], head, _following(tokens, task))
         if general.any():
-            logits = _head(peft, hidden, general)
             if self._kl:
+                rows = general.any(dim=1)
+                until = int(general.any(dim=0).nonzero().max()) + 1  # what the task rows pad them to is of no use
                 with torch.no_grad(), peft.disable_adapter():
-                    rows = general.any(dim=1)
-                    until = int(general.any(dim=0).nonzero().max()) + 1  # what the task rows pad them to is of no use
-                    plain = _hidden(peft, inputs["input_ids"][rows, :until])
-                    reference = _head(peft, plain, general[rows, :until]).log_softmax(-1)
-                loss = loss + self._kl * torch.nn.functional.kl_div(
-                    logits.log_softmax(-1), reference, log_target=True, reduction="batchmean"
-                )
+                    plain = _hidden(peft, tokens[rows, :until])[general[rows, :until]]
+                loss = loss + self._kl * divergence(hidden[general], head, plain)
             if self._replay:
-                aims = inputs["input_ids"][:, 1:][general[:, :-1]]
-                loss = loss + self._replay * torch.nn.functional.cross_entropy(logits, aims)
+                loss = loss + self._replay * cross_entropy(hidden[general], head, _following(tokens, general))
         return loss
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> torch.utils.data.Sampler[int]:
@@ -169,15 +166,9 @@ def _hidden(peft: PeftModel, tokens: torch.Tensor) -> torch.Tensor:
     return body(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
-def _head(peft: PeftModel, hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    # Only scored positions meet the vocabulary: at 49,152 words the rest would cost more than the layers.
-    inner: Any = peft.get_base_model()
-    return inner.get_output_embeddings()(hidden[scored]).float()  # type: ignore[no-any-return]
-
-
-def _cross_entropy(peft: PeftModel, hidden: torch.Tensor, tokens: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    aims = tokens[:, 1:][scored[:, :-1]]
-    return torch.nn.functional.cross_entropy(_head(peft, hidden, scored), aims)
+def _following(tokens: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Return the token after each scored position, in the order of ``hidden[scored]``."""
+    return tokens[:, 1:][scored[:, :-1]]
 
 
 class _Show(TrainerCallback):
