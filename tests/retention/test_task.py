@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from forgetting import BigramEngine, noise
 from pitstop.errors import DatasetError, UsageError
-from pitstop.retention.task import TaskRow, compare, measure_task, pair_task
+from pitstop.retention.task import JSON_OPENING, TaskRow, compare, measure_task, pair_task
 
 
 def row(expected: str, name: str = "r", group: str = "g", prompt: str = "p") -> TaskRow:
@@ -78,6 +78,16 @@ def test_every_value_equals_itself_however_it_is_written(value: object) -> None:
     found = compare(row(json.dumps(value)), json.dumps(value, indent=3, sort_keys=True, ensure_ascii=False), "json")
     assert found.exact
     assert found.found == found.expected == found.matched
+
+
+@given(values, st.integers(0, 3), st.integers(0, 200))
+def test_whatever_begins_a_json_value_may_become_one(value: object, spaces: int, length: int) -> None:
+    assert JSON_OPENING.fullmatch((" " * spaces + json.dumps(value, indent=1))[:length])
+
+
+@pytest.mark.parametrize("text", ["The", "4228 SW Dawson Street", "12a", "`", "-5, 6"])
+def test_what_begins_otherwise_is_not_heard_out(text: str) -> None:
+    assert not JSON_OPENING.fullmatch(text)
 
 
 def test_rows_are_answered_in_their_order_and_scored() -> None:

@@ -6,6 +6,7 @@ ends.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from pitstop.progress import progress
 from pitstop.retention.paired import Paired
 
 Metric = Literal["json", "text"]
-BATCH_ROWS = 16
-OPENING = 4  # tokens that show whether an answer may become JSON
-JSON_BEGINS = ("", *'{["-0123456789tfn')  # "": nothing but space so far
+BATCH_ROWS = 32
+OPENING = 8  # tokens that show whether an answer may become JSON
+# How a JSON value may begin: a number must be nothing but one, for an address begins with one too.
+JSON_OPENING = re.compile(r"""\s*([{\["tfn].*|-?\d*\.?\d*([eE][+-]?\d*)?\s*)""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _answers(
         return engine.generate_batch(prompts, use, sampling)
     opening = replace(sampling, max_tokens=min(OPENING, sampling.max_tokens))
     texts = engine.generate_batch(prompts, use, opening)
-    hopeful = [at for at, text in enumerate(texts) if text.strip()[:1] in JSON_BEGINS]
+    hopeful = [at for at, text in enumerate(texts) if JSON_OPENING.fullmatch(text)]
     if hopeful:
         whole = engine.generate_batch([prompts[at] for at in hopeful], use, sampling)
         for at, text in zip(hopeful, whole, strict=True):
