@@ -147,7 +147,7 @@ class _Picture:
         rate = (done - first) / (now - begun) if now > begun else 0.0
         left = f", {rate:,.1f} {unit}/s, {(total - done) / rate:,.0f} s left" if rate else ""
         text = f"  {what}: {done:,.0f}/{total:,.0f} {unit}{left}  {event['note']}"
-        self._console.print(text.rstrip(), highlight=False, markup=False)
+        self._console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -14,13 +14,16 @@ from pitstop import records
 from pitstop.demo import address, delivery, forgetful, home, smollm2
 from pitstop.demo.side_by_side import run_chains
 from pitstop.demo.summary import print_summary
+from pitstop.errors import Refused
 from pitstop.files import write_bytes
 from pitstop.retention import builders
 from pitstop.workshop import base_model, pack
 
-RECIPES = ("home", "address", "forgetful")
+PUBLISHED = ("home", "address")
+RECIPES = (*PUBLISHED, "forgetful")
 BASE = Path("bases") / smollm2.NAME
-FILES = {"report": "retention.html", "adapter": "adapter", "artifact": "export", "bundle": "bundle/bundle.json"}
+REPORT_PAGE = "retention.html"
+FILES = {"report": REPORT_PAGE, "adapter": "adapter", "artifact": "export", "bundle": "bundle/bundle.json"}
 FIGURES = {  # figure -> where it stands in the results of a chain's stages
     "train_seconds": ("train", "seconds"),
     "exact_trained": ("parity", "trained", "exact"),
@@ -51,6 +54,7 @@ def tell(folder: Path, json_file: Path | None = None) -> None:
     """Run the demo in ``folder``; whatever is complete there is kept.
 
     Raises:
+        Refused: the gate does not pass what is to be published.
         PitstopError: a step failed; what came before it is kept, and the next run goes on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +101,22 @@ def _build(console: Console, story: Story) -> None:
     for name, stages_of in results.items():
         story.verdicts[name] = str(stages_of["check"]["outcome"])
         _note(story, name, stages_of)
+    _require_passed(results)
     pack.pack(BASE)
+
+
+def _require_passed(results: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
+    """Stop where an adapter that is to be published was not passed by the gate."""
+    for name in PUBLISHED:
+        check = results[name]["check"]
+        if check["outcome"] != "pass":
+            reasons = check["reasons"]
+            assert isinstance(reasons, list | tuple)
+            raise Refused(
+                f"the verdict on {name} is {check['outcome']}, not pass:" + "".join(f"\n  - {why}" for why in reasons),
+                where=Path("runs", name, REPORT_PAGE).absolute(),
+                cure="nothing was published; read the report",
+            )
 
 
 def _note(story: Story, name: str, stages: Mapping[str, Mapping[str, object]]) -> None:
