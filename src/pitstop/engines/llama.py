@@ -112,6 +112,10 @@ class _Model:
         params.n_threads = params.n_threads_batch = threads
         # A stream of KV per sequence: in a unified cache every token also attends (masked) to the cells of all others.
         params.kv_unified = False
+        if not self.llama.llama_supports_gpu_offload():
+            # On a CPU it rounds otherwise for a prompt of 64 tokens or more than for what follows one: a conversation
+            # that goes on would answer other than one begun afresh (logits of SmolLM2-135M move by up to 0.8).
+            params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         # A sliding window's cache forgets what it slid over; cutting a sequence back would then answer from holes.
         params.swa_full = True
         context = self.llama.llama_init_from_model(self.model, params)
