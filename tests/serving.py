@@ -26,8 +26,6 @@ def ask(text: str) -> list[dict[str, str]]:
 
 
 BASE, ALPHA, BETA = "smollm2", "alpha", "beta"
-# All short of 64 tokens: from there on llama.cpp's flash attention rounds otherwise, and a prefix kept from such a
-# prompt moves the logits of this model by up to 0.6, enough for another word.
 QUESTIONS = ("What is the capital of France?", "Name three colours.", "Write one line about rain.")
 ENDLESS = (ALPHA, ask(QUESTIONS[0]))  # alpha repeats itself here until it is stopped: for what ends early
 SAMPLING = Sampling(max_tokens=12)
@@ -95,15 +93,15 @@ class Board:
 
 
 @pytest.fixture(scope="session")
-def board(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, make_adapter: Callable[..., Path]) -> Board:
+def board(tmp_path_factory: pytest.TempPathFactory, f16_gguf: Path, make_adapter: Callable[..., Path]) -> Board:
     """A device root with the real base and two adapters."""
     folder = tmp_path_factory.mktemp("board")
     adapters = {
-        name: make_adapter(folder / f"{name}.gguf", seed, strength=0.5 / scale)
+        name: make_adapter(folder / f"{name}.gguf", seed, strength=0.5 / scale, base_sha256=sha256_file(f16_gguf))
         for seed, (name, scale) in enumerate(SCALES.items())
     }
-    release = install(folder / "root", smollm2_gguf, adapters)
-    return Board(folder / "root", release, _cold_answers(release), smollm2_gguf, adapters)
+    release = install(folder / "root", f16_gguf, adapters)
+    return Board(folder / "root", release, _cold_answers(release), f16_gguf, adapters)
 
 
 def _cold_answers(release: Release) -> dict[tuple[str, str], str]:

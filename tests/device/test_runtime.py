@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,9 @@ from pitstop.device.runtime import (
     Stopped,
     UnknownModel,
 )
-from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Usage, Use
+from pitstop.engines.base import Piece, Sampling
 from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.llama.engine import LlamaStream
 from pitstop.errors import BaseMismatch, BrokenInput, FormatError, UsageError
 from serving import ALPHA, BASE, BETA, ENDLESS, LIMITS, QUESTIONS, SAMPLING, Board, ask, damage
 
@@ -210,7 +212,7 @@ def test_adapters_stay_within_their_budget(board: Board) -> None:
 
 
 def test_least_recently_used_adapter_leaves(board: Board, make_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    third = make_adapter(tmp_path / "third.gguf", 7)
+    third = make_adapter(tmp_path / "third.gguf", 7, base_sha256=board.release.base.base_sha256)
     bundle = board.release.adapters()[ALPHA][0]
     models = [ServedModel(name, bundle, path) for name, path in {**board.adapters, "third": third}.items()]
     engine = LlamaEngine(board.base, base_sha256=bundle.base_sha256, context_length=256, sequences=2, threads=1)
@@ -251,13 +253,10 @@ def test_bad_adapters_harm_only_their_own_requests(board: Board, tmp_path: Path)
 class Faulty(LlamaEngine):
     """An engine with a fault of its own under one question."""
 
-    def generate(
-        self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
-    ) -> Iterator[Piece]:
-        for count, piece in enumerate(super().generate(tokens, use, sampling, usage)):
-            if count == 3 and "Name three" in self.detokenize(tokens):
-                raise ZeroDivisionError("a fault")
-            yield piece
+    def _say(self, stream: LlamaStream, row: np.ndarray) -> Piece:
+        if stream.usage.completion_tokens == 3 and "Name three" in self.detokenize(stream.prompt):
+            raise ZeroDivisionError("a fault")
+        return super()._say(stream, row)
 
 
 def test_a_fault_of_the_engine_ends_only_its_request(board: Board) -> None:

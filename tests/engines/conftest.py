@@ -12,7 +12,7 @@ import pytest
 from pitstop.bundle.formats import BASE_KEY, GgufHeader, read_gguf
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines.base import Engine
-from pitstop.engines.llama import LlamaEngine, quantize
+from pitstop.engines.llama import LlamaEngine
 
 CONTEXT = 256  # tokens of a conversation
 HEADS = 9  # GGUF keeps the rows of a Llama's query heads in pairs (i, i + half), HF in halves
@@ -101,20 +101,6 @@ def peft_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def f16_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The same model in 16-bit floats.
-
-    With int8 activations (every quantized base) the last bits of a float decide how a value is rounded, so evaluating
-    the same tokens in other portions moves logits by up to 1; here by less than 0.04. See ROUNDING in test_contract.
-    """
-    pytest.importorskip("llama_cpp", reason="the llama part is not installed")
-    path = tmp_path_factory.mktemp("base") / "f16.gguf"
-    quantize(smollm2_gguf, path, "f16")
-    yield path
-    path.unlink()
 
 
 @pytest.fixture(scope="session")

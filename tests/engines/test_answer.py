@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pitstop.engines.answer import StopText, pieces
+from pitstop.engines.answer import StopText, Wording
 from pitstop.engines.base import Sampling, Usage
 
 TEXT = st.text(alphabet="abc", max_size=12)
@@ -37,16 +37,20 @@ def test_no_text_is_held_that_cannot_become_a_stop(parts: list[str], stops: list
 
 def test_what_was_held_back_comes_with_the_last_piece() -> None:
     texts = {1: "Par", 2: "is, EN", 9: ""}
-    made = iter([1, 2, 9])
     usage = Usage()
-    steps = pieces(
-        10,
-        Sampling(stop=("END",)),
-        usage,
-        0.0,
-        lambda previous: next(made),
-        lambda token: "" if token is None else texts[token],
-        lambda token: token == 9,
-    )
-    assert [(piece.token, piece.text) for piece in steps] == [(1, "Par"), (2, "is, "), (9, "EN")]
+    sampling = Sampling(stop=("END",))
+    wording = Wording(10, sampling, usage, lambda token: "" if token is None else texts[token], (9).__eq__)
+    assert [wording.take(token) for token in (1, 2, 9)] == ["Par", "is, ", "EN"]
+    assert wording.finished
     assert (usage.completion_tokens, usage.finish_reason) == (3, "stop")
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_an_answer_ends_at_its_limit_or_where_the_room_does(room: int, asked: int) -> None:
+    usage = Usage()
+    wording = Wording(room, Sampling(max_tokens=asked), usage, lambda token: "" if token is None else "a", (9).__eq__)
+    text = ""
+    while not wording.finished:
+        text += wording.take(1)
+    assert text == "a" * min(room, asked)
+    assert usage.finish_reason == "length"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pitstop.bundle.formats import read_gguf
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines import sessions
-from pitstop.engines.base import PLAIN_BASE, Sampling, Usage, Use
+from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine, quantize
 from pitstop.errors import Busy, FormatError, MissingExtra, StorageError, UsageError
 
@@ -32,9 +32,9 @@ class Recording(LlamaEngine):
         super().__init__(*args, **kwargs)
         self.rows: list[np.ndarray] = []
 
-    def _choose(self, sampler: Any) -> int:
-        self.rows.append(self._model.rows(1)[0].copy())
-        return super()._choose(sampler)
+    def _say(self, stream: Any, row: np.ndarray) -> Piece:
+        self.rows.append(row.copy())
+        return super()._say(stream, row)
 
 
 def prompt(question: str) -> str:
@@ -215,15 +215,15 @@ def test_an_adapter_of_values_that_are_not_finite_is_refused(llama: LlamaEngine,
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, smollm2_gguf: Path) -> None:
-    from pitstop.engines import llama
+    from pitstop.engines.llama import native
 
-    llama._library.cache_clear()
+    native.library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(MissingExtra, match=r"pitstop\[llama\]"):
         LlamaEngine(smollm2_gguf, base_sha256=SHA256)
     monkeypatch.undo()
-    llama._library.cache_clear()
-    llama._library()
+    native.library.cache_clear()
+    native.library()
 
 
 def test_importing_the_engine_does_not_import_the_library() -> None:

@@ -1,6 +1,6 @@
-"""A release in memory: one thread owns the engine, many conversations take turns on it, each under its own adapter.
+"""A release in memory: one thread owns the engine, many conversations share it, each under its own adapter.
 
-    submit ──► waiting ──► live, token by token in turn ──► Finished
+    submit ──► waiting ──► live: those of one adapter together, adapters in turn ──► Finished
                  │           │
                  └── cancel ─┴──► gone, its place is free
 
@@ -13,17 +13,19 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 from pitstop.bundle.manifest import Bundle
 from pitstop.device.store import Release, Store
-from pitstop.engines.base import Engine, Piece, Sampling, Usage, Use
+from pitstop.device.turns import Turns
+from pitstop.engines.base import Engine, Sampling, Stream, Usage, Use
 from pitstop.engines.template import Message, render
 from pitstop.errors import BaseMismatch, BrokenInput, PitstopError, UsageError
 
+TURN_ALONE = 64  # steps before those that wait for anything else are looked at
 JOIN_SECONDS = 1.0  # for the last token to end when the runtime closes
 
 _log = logging.getLogger(__name__)
@@ -87,9 +89,19 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     usage: Usage = field(default_factory=Usage)
-    pieces: Generator[Piece, None, None] | None = None  # None until its first turn
+    stream: Stream | None = None  # None until it is live
     first_token_seconds: float | None = None
     swapped: bool = False
+
+    @property
+    def use(self) -> Use:
+        """What it is evaluated under."""
+        return Use() if self.model.path is None else Use(self.model.name, self.model.bundle.scale)
+
+    @property
+    def begun(self) -> bool:
+        """Whether its first token is out."""
+        return self.first_token_seconds is not None
 
 
 class Answer(Iterator[str]):
@@ -137,7 +149,9 @@ class Runtime:
         self._closing = False  # takes no more requests
         self._stopping = False  # ends those it has
         self._resident: dict[str, int] = {}  # loaded adapter -> bytes, least recently used first
-        self._last: str | None = None  # the model the engine last worked for
+        self._last: str | None = None  # the model of the request that came last
+        self._turns = Turns()
+        self._last_use: Use | None = None  # what the engine last evaluated under
         self._worker = threading.Thread(target=self._work, name="pitstop-engine", daemon=True)
         self._worker.start()
 
@@ -261,18 +275,52 @@ class Runtime:
                 self._changed.wait_for(lambda: self._stopping or self._waiting or self._live)
                 if self._stopping:
                     break
-                self._admit()
-            for request in tuple(self._live):
-                if not self._stopping:
-                    self._step(request)
+                admitted = self._admit()
+            for request in admitted:
+                self._guarded([request], partial(self._start, request))
+            self._take_turn()
         for request in tuple(self._live):
             self._end(request, _stopped())
         self._engine.close()
 
-    def _admit(self) -> None:
+    def _take_turn(self) -> None:
+        """Let the requests of one use advance, for as long as their turn lasts."""
+        self._end_cancelled()
+        if not self._live:
+            return
+        use = self._turns.choose(self._live)
+        alone = all(request.use == use for request in self._live)
+        changed = use != self._last_use
+        for step in range(TURN_ALONE if alone else self._turns.steps):
+            group = [request for request in self._live if request.use == use]
+            if not group or self._stopping or (step and self._waiting):
+                return
+            self._last_use = use
+            self._guarded(group, partial(self._advance, group, changed=changed and not step))
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        for request in [request for request in self._live if request.cancelled]:
+            self._end(request, None)
+
+    def _guarded(self, group: Sequence[Request], work: Callable[[], None]) -> None:
+        """Do some work for requests; if it fails, it fails for them and nobody else."""
+        try:
+            work()
+            return
+        except Exception as failed:  # an engine's fault must not end the thread that serves everybody else
+            error = _translated(failed, group[0].model.name)
+        for request in group:
+            if request in self._live:
+                self._end(request, error)
+
+    def _admit(self) -> list[Request]:
         # Strictly in order of arrival: one that waits for adapter memory is not overtaken, so none starves.
+        admitted = []
         while self._waiting and len(self._live) < self._limits.sequences and self._has_room(self._waiting[0].model):
-            self._live.append(self._waiting.popleft())
+            admitted.append(self._waiting.popleft())
+            self._live.append(admitted[-1])
+        return admitted
 
     def _has_room(self, model: ServedModel) -> bool:
         budget = self._limits.adapter_budget
@@ -281,32 +329,33 @@ class Runtime:
         in_use = {request.model.name: request.model for request in self._live} | {model.name: model}
         return sum(map(_size, in_use.values())) <= budget
 
-    def _step(self, request: Request) -> None:
-        """Advance one request by one token."""
-        if request.cancelled:
-            self._end(request, None)
-            return
-        try:
-            pieces = request.pieces or self._start(request)
-            self._last = request.model.name
-            piece = next(pieces, None)
-        except PitstopError as error:
-            self._end(request, error)
-        except Exception as error:  # an engine's fault must not end the thread that serves everybody else
-            _log.exception("the engine failed under %s", request.model.name)
-            self._end(request, BrokenInput(f"the engine failed: {error}", cure="run `pitstop doctor`"))
-        else:
-            if request.first_token_seconds is None:
-                request.first_token_seconds = time.monotonic() - request.arrived
-            if piece is None:
-                usage = dataclasses.replace(request.usage, first_token_seconds=request.first_token_seconds)
+    def _advance(self, group: Sequence[Request], *, changed: bool) -> None:
+        """Advance requests of one use by one step of the engine, and hand out what they say."""
+        begun = time.monotonic()
+        all_speak = all(request.begun for request in group)
+        pieces = self._engine.advance([request.stream for request in group if request.stream is not None])
+        now = time.monotonic()
+        if all_speak:
+            self._turns.took(now - begun, changed=changed)
+        for request, piece in zip(group, pieces, strict=True):
+            if piece is not None:
+                if request.first_token_seconds is None:
+                    request.first_token_seconds = now - request.arrived
+                if piece.text:
+                    _deliver(request, piece.text)
+            if request.stream is None or not request.stream.finished:
+                continue
+            if request.stream.error is not None:
+                self._end(request, _translated(request.stream.error, request.model.name))
+            else:
+                seconds = request.first_token_seconds or now - request.arrived
+                usage = dataclasses.replace(request.usage, first_token_seconds=seconds)
                 self._end(request, Finished(usage, request.swapped))
-            elif piece.text:
-                _deliver(request, piece.text)
 
-    def _start(self, request: Request) -> Generator[Piece, None, None]:
+    def _start(self, request: Request) -> None:
         model = request.model
         request.swapped = self._last not in (None, model.name)
+        self._last = model.name
         tokens = self._engine.tokenize(request.prompt)
         room = self._engine.context_length - len(tokens)
         if room < 1:
@@ -315,14 +364,10 @@ class Runtime:
                 "with its answer",
                 cure="leave out the oldest messages, or shorten them",
             )
-        use = Use()
         if model.path is not None:
             self._load(model, model.path)
-            use = Use(model.name, model.bundle.scale)
         sampling = dataclasses.replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room))
-        pieces = self._engine.generate(tokens, use, sampling, request.usage)
-        request.pieces = cast("Generator[Piece, None, None]", pieces)  # "closing the iterator" is in Engine's promise
-        return request.pieces
+        request.stream = self._engine.start(tokens, request.use, sampling, request.usage)
 
     def _load(self, model: ServedModel, path: Path) -> None:
         if model.name in self._resident:
@@ -357,8 +402,8 @@ class Runtime:
             del self._resident[idle]
 
     def _end(self, request: Request, event: Event | None) -> None:
-        if request.pieces is not None:
-            request.pieces.close()
+        if request.stream is not None:
+            request.stream.close()
         with self._changed:
             self._live.remove(request)
             self._changed.notify_all()
@@ -382,6 +427,13 @@ def active_release(root: Path) -> Release:
 def _deliver(request: Request, event: Event) -> None:
     if not request.cancelled:
         request.deliver(event)
+
+
+def _translated(error: Exception, model: str) -> PitstopError:
+    if isinstance(error, PitstopError):
+        return error
+    _log.error("the engine failed under %s", model, exc_info=error)
+    return BrokenInput(f"the engine failed: {error}", cure="run `pitstop doctor`")
 
 
 def _stopped() -> Stopped:

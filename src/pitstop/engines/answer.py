@@ -2,26 +2,28 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from pitstop.engines.base import Piece, Sampling, Usage, Use
+from pitstop.engines.base import Sampling, Usage, Use
 from pitstop.errors import UsageError
 
 
-def check_use(use: Use, loaded: Collection[str]) -> bool:
-    """Tell whether the adapter changes anything; ``Use()`` and a scale of 0 are the plain base.
+def check_use(use: Use, loaded: Collection[str]) -> tuple[tuple[str, float], ...]:
+    """Return the adapters that change something, with their scales; ``Use()`` and a scale of 0 are the plain base.
 
     Raises:
-        UsageError: no such adapter, or a scale that is no finite number.
+        UsageError: no such adapter, one named twice, or a scale that is no finite number.
     """
-    if use.adapter is None:
-        return False
-    if use.adapter not in loaded:
-        have = ", ".join(loaded) or "none"
-        raise UsageError(f"no adapter {use.adapter!r} is loaded", cure=f"load it, or name one of: {have}")
-    if not math.isfinite(use.scale):
-        raise UsageError(f"the scale of an adapter must be a finite number, not {use.scale}")
-    return use.scale != 0.0
+    named = ((use.adapter, use.scale), *use.also) if use.adapter is not None else use.also
+    for name, scale in named:
+        if name not in loaded:
+            have = ", ".join(loaded) or "none"
+            raise UsageError(f"no adapter {name!r} is loaded", cure=f"load it, or name one of: {have}")
+        if not math.isfinite(scale):
+            raise UsageError(f"the scale of an adapter must be a finite number, not {scale}")
+    if len({name for name, _ in named}) < len(named):
+        raise UsageError("an adapter is named twice", cure="name it once, with the sum of its scales")
+    return tuple((name, float(scale)) for name, scale in named if scale != 0.0)
 
 
 def check_tokens(tokens: Sequence[int], context_length: int, vocabulary_size: int, *, answer: int = 0) -> None:
@@ -42,20 +44,30 @@ def check_tokens(tokens: Sequence[int], context_length: int, vocabulary_size: in
         raise UsageError(f"a token lies outside of the vocabulary of {vocabulary_size}")
 
 
-def check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
     """Refuse sampling settings that mean nothing.
 
     Raises:
-        UsageError: a temperature, top_p or top_k out of its range, or an empty stop text.
+        UsageError: everything that is out of its range, at once.
     """
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise UsageError(f"temperature must be 0 or more, not {sampling.temperature}")
-    if not 0 < sampling.top_p <= 1:
-        raise UsageError(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
-    if sampling.top_k < 0:
-        raise UsageError(f"top_k must be 0 (all tokens) or more, not {sampling.top_k}")
-    if "" in sampling.stop:
-        raise UsageError("a stop text must not be empty")
+    penalties = (sampling.repeat_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+    wrong = {
+        f"temperature must be 0 or more, not {sampling.temperature}": not 0 <= sampling.temperature < math.inf,
+        f"top_p must be above 0 and at most 1, not {sampling.top_p}": not 0 < sampling.top_p <= 1,
+        f"top_k must be 0 (all tokens) or more, not {sampling.top_k}": sampling.top_k < 0,
+        f"min_p must be from 0 to 1, not {sampling.min_p}": not 0 <= sampling.min_p <= 1,
+        f"penalties must be finite numbers, that of repetition above 0, not {penalties}": not (
+            all(map(math.isfinite, penalties)) and sampling.repeat_penalty > 0
+        ),
+        "a stop text must not be empty": "" in sampling.stop,
+        f"logit_bias must name tokens below {vocabulary_size} and finite numbers": not all(
+            0 <= token < vocabulary_size and math.isfinite(bias) for token, bias in sampling.logit_bias
+        ),
+        f"logprobs must be from 0 to {vocabulary_size}": not 0 <= (sampling.logprobs or 0) <= vocabulary_size,
+        "a grammar and a JSON schema cannot both be followed": None not in (sampling.grammar, sampling.json_schema),
+    }
+    if problems := [words for words, is_wrong in wrong.items() if is_wrong]:
+        raise UsageError("; ".join(problems))
 
 
 class StopText:
@@ -94,42 +106,49 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def pieces(
-    room: int,
-    sampling: Sampling,
-    usage: Usage,
-    begun: float,
-    next_token: Callable[[int | None], int],
-    text_of: Callable[[int | None], str],
-    ends: Callable[[int], bool],
-) -> Iterator[Piece]:
-    """Make the steps of one answer, the same way for every engine.
+class Wording:
+    """Turns the tokens of one answer into its pieces, the same way for every engine, and says why it ended."""
 
-    Args:
-        room: tokens the context still has for the answer.
-        begun: when the request came, by `time.perf_counter`.
-        next_token: evaluates the token before (None: the prompt) and chooses the next one.
-        text_of: the text that became certain with a token; None: what is left at the end.
-        ends: whether a token ends the answer.
-    """
-    stop = StopText(sampling.stop)
-    token = None
-    usage.finish_reason = "length" if min(room, sampling.max_tokens) < 1 else ""
-    for count in range(1, min(room, sampling.max_tokens) + 1):
-        token = next_token(token)
-        usage.completion_tokens = count
-        if count == 1:
-            usage.first_token_seconds = time.perf_counter() - begun
-        ended = ends(token)
-        text = "" if ended else stop.feed(text_of(token))
-        if ended or stop.stopped:
+    def __init__(
+        self,
+        room: int,
+        sampling: Sampling,
+        usage: Usage,
+        text_of: Callable[[int | None], str],
+        ends: Callable[[int], bool],
+    ) -> None:
+        """Begin an answer, now: the time to the first token counts from here.
+
+        Args:
+            room: tokens the context still has for the answer.
+            text_of: the text that became certain with a token; None: what is left at the end.
+            ends: whether a token ends the answer.
+        """
+        self._begun = time.perf_counter()
+        self._limit = min(room, sampling.max_tokens)
+        self._usage, self._text_of, self._ends = usage, text_of, ends
+        self._stop = StopText(sampling.stop)
+        usage.finish_reason = "length" if self._limit < 1 else ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more tokens are wanted."""
+        return bool(self._usage.finish_reason)
+
+    def take(self, token: int) -> str:
+        """Take the next token and return the text that became certain with it."""
+        usage = self._usage
+        usage.completion_tokens += 1
+        if usage.completion_tokens == 1:
+            usage.first_token_seconds = time.perf_counter() - self._begun
+        ended = self._ends(token)
+        text = "" if ended else self._stop.feed(self._text_of(token))
+        if ended or self._stop.stopped:
             usage.finish_reason = "stop"
-        elif count == min(room, sampling.max_tokens):
+        elif usage.completion_tokens == self._limit:
             usage.finish_reason = "length"
         if usage.finish_reason:
-            text += stop.feed(text_of(None))
-            usage.finish_reason = "stop" if stop.stopped else usage.finish_reason
-            text += stop.finish()
-        yield Piece(token, text)
-        if usage.finish_reason:
-            return
+            text += self._stop.feed(self._text_of(None))
+            usage.finish_reason = "stop" if self._stop.stopped else usage.finish_reason
+            text += self._stop.finish()
+        return text

@@ -5,7 +5,7 @@ under one adapter is never reused under another: KV belongs to (base, adapter, s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ class Use:
 
     adapter: str | None = None
     scale: float = 1.0  # multiplies the adapter's effect; 0 is the base
+    also: tuple[tuple[str, float], ...] = ()  # further adapters and their scales: the effects of all are added
 
 
 PLAIN_BASE = Use()
@@ -28,12 +29,21 @@ PLAIN_BASE = Use()
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy and ignores the rest."""
+    """How the next token is chosen. Temperature 0 is the likeliest one, after penalties, bias and grammar."""
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0  # tokens below this share of the likeliest one's probability are left out
+    repeat_penalty: float = 1.0  # logits of the answer's own tokens are divided by it; 1: none
+    presence_penalty: float = 0.0  # subtracted from the logit of a token that the answer has
+    frequency_penalty: float = 0.0  # and this for each time it has it
+    penalty_tokens: int = 256  # how far back the penalties look
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    grammar: str | None = None  # GBNF with a rule root: the answer is one of its texts
+    json_schema: str | None = None  # JSON text: the answer is JSON of this schema
+    logprobs: int | None = None  # ln p of every token, and of so many likeliest ones; None: not asked for
     seed: int = 0
     stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
 
@@ -44,6 +54,8 @@ class Piece:
 
     token: int
     text: str
+    logprob: float | None = None  # ln p of the token by the model alone, nats; if asked for
+    likeliest: tuple[tuple[int, float], ...] = ()  # (token, ln p), likeliest first
 
 
 @dataclass
@@ -55,6 +67,19 @@ class Usage:
     completion_tokens: int = 0
     first_token_seconds: float = 0.0  # from the call to the first token
     finish_reason: str = ""  # "stop" or "length"
+
+
+class Stream(ABC):
+    """One answer on its way, made by `Engine.advance`."""
+
+    use: Use
+    usage: Usage
+    finished: bool = False
+    error: Exception | None = None  # why it finished, if that was no proper end; other answers go on
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop it, wherever it is; what was computed stays with its conversation."""
 
 
 class Engine(ABC):
@@ -117,6 +142,32 @@ class Engine(ABC):
             UsageError: no such adapter, no tokens, or a prompt that fills the context.
         """
 
+    def start(self, tokens: Sequence[int], use: Use, sampling: Sampling, usage: Usage) -> Stream:
+        """Take a prompt in; nothing is computed before `advance`.
+
+        Raises:
+            UsageError: as for `generate`.
+            Busy: no room for another answer at the same time.
+        """
+        return _Iterated(use, usage, self.generate(tokens, use, sampling, usage))
+
+    def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
+        """Go one step on with answers of one and the same use; an engine that can evaluates them together.
+
+        Returns:
+            for each, its next piece; None where there is none yet (its prompt is long), or no more (it is finished).
+        """
+        pieces: list[Piece | None] = []
+        for stream in streams:
+            assert isinstance(stream, _Iterated)
+            try:
+                pieces.append(next(stream.pieces, None))
+            except Exception as error:
+                stream.error = error
+                pieces.append(None)
+            stream.finished = pieces[-1] is None or bool(stream.usage.finish_reason)
+        return pieces
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and files; the engine is of no use afterwards."""
@@ -162,6 +213,19 @@ class Engine(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Iterated(Stream):
+    """An answer of an engine that makes one at a time."""
+
+    def __init__(self, use: Use, usage: Usage, pieces: Iterator[Piece]) -> None:
+        self.use, self.usage, self.pieces = use, usage, pieces
+
+    def close(self) -> None:
+        self.finished = True
+        close: Callable[[], None] | None = getattr(self.pieces, "close", None)
+        if close is not None:
+            close()
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Which conversation's KV a request may continue: pure bookkeeping, no model.
 
-KV belongs to (base, adapter, scale, tokens). A session is one sequence of the engine's KV with the tokens in it and the
-tag they were computed under; a session of another tag is never continued, only emptied.
+KV belongs to (base, adapters, scales, tokens). A session is one sequence of the engine's KV with the tokens in it and
+the tag they were computed under; a session of another tag is never continued, only emptied.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from pitstop.errors import Busy
 
+COPY_WORTH = 48  # tokens; evaluating fewer costs less than copying a sequence's whole buffer
+
 
 @dataclass(frozen=True)
 class Tag:
-    """Under what KV was computed. A new load of the same name is another generation."""
+    """Under what KV was computed: the adapters with their scales. A new load of a name is another generation."""
 
-    adapter: str | None = None
-    generation: int = 0
-    scale: float = 0.0
+    adapters: tuple[tuple[str, int, float], ...] = ()  # (name, generation, scale)
 
 
 BASE_TAG = Tag()
@@ -33,6 +33,16 @@ class Session:
     busy: bool = False  # an answer is being made in it
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt goes, and what of it is there already."""
+
+    session: Session
+    common: int  # tokens of the prompt that the session holds
+    donor: Session | None = None  # another session that holds more of it, to copy from
+    lent: int = 0  # tokens that the donor holds
+
+
 class Sessions:
     """A fixed number of sequences, handed out by tag and common prefix."""
 
@@ -40,11 +50,12 @@ class Sessions:
         self._all = [Session(sequence) for sequence in range(count)]
         self._requests = 0
 
-    def take(self, tag: Tag, tokens: Sequence[int]) -> tuple[Session, int]:
-        """Return a session for a prompt, marked busy, and how many of its first tokens may stay.
+    def take(self, tag: Tag, tokens: Sequence[int]) -> Place:
+        """Return a session for a prompt, marked busy.
 
         The one of the same tag with the longest common prefix, if it continues that conversation; else a free one;
-        else the least recently used.
+        else the least recently used. Where another session of the tag shares a long beginning (a system message), it
+        is named as the donor.
 
         Raises:
             Busy: every session is in the middle of an answer.
@@ -55,18 +66,28 @@ class Sessions:
                 f"all {len(self._all)} conversations are in the middle of an answer",
                 cure="finish or close one, or open the engine with more sequences",
             )
-        continued = [session for session in idle if _continues(session, tag, tokens)]
+        common = {session.sequence: common_prefix(session, tag, tokens) for session in self._all}
+        continued = [session for session in idle if _continues(session, common[session.sequence], tokens)]
         if continued:
-            chosen = max(continued, key=lambda session: (common_prefix(session, tag, tokens), session.used))
+            chosen = max(continued, key=lambda session: (common[session.sequence], session.used))
         else:
             chosen = min(idle, key=lambda session: (session.tag is not None, session.used))
         self._requests += 1
         chosen.used, chosen.busy = self._requests, True
-        return chosen, common_prefix(chosen, tag, tokens)
+        kept = common[chosen.sequence]
+        donor = max(self._all, key=lambda session: common[session.sequence])
+        lent = common[donor.sequence]
+        if lent - kept < COPY_WORTH:
+            return Place(chosen, kept)
+        return Place(chosen, kept, donor, lent)
 
     def tagged(self, adapter: str) -> list[Session]:
         """Return the sessions that hold anything computed under an adapter of this name."""
-        return [session for session in self._all if session.tag is not None and session.tag.adapter == adapter]
+        return [
+            session
+            for session in self._all
+            if session.tag is not None and any(name == adapter for name, _, _ in session.tag.adapters)
+        ]
 
 
 def common_prefix(session: Session, tag: Tag, tokens: Sequence[int]) -> int:
@@ -79,7 +100,6 @@ def common_prefix(session: Session, tag: Tag, tokens: Sequence[int]) -> int:
     return next(index for index in range(length) if session.tokens[index] != tokens[index])
 
 
-def _continues(session: Session, tag: Tag, tokens: Sequence[int]) -> bool:
+def _continues(session: Session, common: int, tokens: Sequence[int]) -> bool:
     # Conversations share a system message: a new one must not throw away most of an old one for the sake of that.
-    common = common_prefix(session, tag, tokens)
     return common > 0 and (common == len(tokens) or 2 * common >= len(session.tokens))

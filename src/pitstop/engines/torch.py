@@ -1,7 +1,6 @@
 """Run a transformers model with PEFT LoRA adapters: the workshop's engine, for adapters that are not exported yet."""
 
 import json
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pitstop.bundle.formats import check_base_sha256, read_safetensors
-from pitstop.engines.answer import StopText, check_sampling, check_tokens, check_use, pieces
+from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use
 from pitstop.errors import FormatError, MissingExtra, UsageError
 
@@ -210,43 +209,54 @@ class TorchEngine(Engine):
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
     ) -> Iterator[Piece]:
-        begun = time.perf_counter()
         sampling, usage = sampling or Sampling(), usage if usage is not None else Usage()
-        self._check_open()
-        check_use(use, self._inner)
-        check_sampling(sampling)
+        self._check_request(use, sampling)
         check_tokens(tokens, self.context_length, self.vocabulary_size, answer=1)
         usage.prompt_tokens = len(tokens)
-        return self._answer(list(tokens), use, sampling, usage, begun)
+        text = _GrowingText(self)
+        room = self.context_length - len(tokens)
+        wording = Wording(room, sampling, usage, text.feed, self._end_tokens.__contains__)
+        return self._answer(list(tokens), use, sampling, wording)
 
-    def _answer(self, tokens: list[int], use: Use, sampling: Sampling, usage: Usage, begun: float) -> Iterator[Piece]:
+    def _answer(self, tokens: list[int], use: Use, sampling: Sampling, wording: Wording) -> Iterator[Piece]:
         inner = self._inner.get(use.adapter or "")
         generator = torch.Generator(self._model.device).manual_seed(sampling.seed)
         cache: Any = None  # this answer's own, so nothing of another adapter can be in it
-        text = _GrowingText(self)
-
-        def next_token(previous: int | None) -> int:
-            nonlocal cache
+        while not wording.finished:
             self._check_open()
             if self._inner.get(use.adapter or "") != inner:
                 raise UsageError(f"the adapter {use.adapter!r} was unloaded in the middle of an answer")
-            ids = torch.tensor([tokens if previous is None else [previous]], device=self._model.device)
+            ids = torch.tensor([tokens], device=self._model.device)
             with torch.no_grad(), self._under(use):
                 step = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = step.past_key_values
-            return _choose(step.logits[0, -1].float(), sampling, generator)
+            tokens = [_choose(step.logits[0, -1].float(), sampling, generator)]
+            yield Piece(tokens[0], wording.take(tokens[0]))
 
-        room = self.context_length - len(tokens)
-        return pieces(room, sampling, usage, begun, next_token, text.feed, self._end_tokens.__contains__)
+    def _check_request(self, use: Use, sampling: Sampling) -> None:
+        self._check_open()
+        check_use(use, self._inner)
+        check_sampling(sampling, self.vocabulary_size)
+        plain = Sampling(
+            sampling.max_tokens,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            seed=sampling.seed,
+            stop=sampling.stop,
+        )
+        if use.also or sampling != plain:
+            raise UsageError(
+                "the torch engine runs one adapter, and knows temperature, top_p, top_k and stop texts only",
+                cure="export the adapter and use the llama engine",
+            )
 
     @torch.no_grad()
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], use: Use = PLAIN_BASE, sampling: Sampling | None = None
     ) -> list[str]:
         sampling = sampling or Sampling()
-        self._check_open()
-        check_use(use, self._inner)
-        check_sampling(sampling)
+        self._check_request(use, sampling)
         for prompt in prompts:
             check_tokens(prompt, self.context_length, self.vocabulary_size, answer=1)
         answers = [""] * len(prompts)

@@ -1,0 +1,348 @@
+"""A GGUF base with GGUF LoRA adapters, many conversations at once.
+
+llama.cpp keeps KV across a change of adapters and would answer from it. So every conversation is a sequence of its own,
+tagged with what it was computed under (`sessions`), every evaluation sets its adapters first, and a swap is nothing but
+the next evaluation in another sequence.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pitstop.bundle.formats import check_adapter, read_gguf
+from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
+from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use
+from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, Part, cores, reason
+from pitstop.engines.llama.sampler import Sampler, likeliest
+from pitstop.engines.sessions import Session, Sessions, Tag
+from pitstop.errors import BrokenInput, FormatError, UsageError
+
+CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
+PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    pointer: Any
+    generation: int
+
+
+@dataclass(eq=False)
+class LlamaStream(Stream):
+    """An answer in its session."""
+
+    use: Use
+    usage: Usage
+    tag: Tag
+    session: Session
+    prompt: list[int]
+    sampling: Sampling
+    sampler: Sampler
+    wording: Wording
+    waiting: list[int]  # tokens that the session must still take in: the rest of the prompt, or the last token
+    finished: bool = False
+    error: Exception | None = None
+
+    def close(self) -> None:
+        if not self.finished:
+            self.finished = True
+            self.session.busy = False
+            self.sampler.close()
+
+
+class LlamaEngine(Engine):
+    """A base with adapters on llama.cpp."""
+
+    name = "llama"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        base_sha256: str,
+        context_length: int = 2048,
+        sequences: int = 8,
+        threads: int | None = None,
+    ) -> None:
+        """Load a base.
+
+        Args:
+            base_sha256: digest of the file, which the caller has checked.
+            context_length: tokens of one conversation.
+            sequences: conversations kept in memory; each takes ``context_length`` tokens of KV.
+            threads: None takes every core this process may use.
+
+        Raises:
+            MissingExtra: llama-cpp-python is not installed.
+            FormatError: the file is damaged or is no model that llama.cpp can run.
+            UsageError: the context is longer than the model's, or does not fit in memory.
+        """
+        if context_length < 1 or sequences < 1:
+            raise UsageError("context_length and sequences must be 1 or more")
+        self.path = path
+        self.base_sha256 = base_sha256
+        self.context_length = context_length
+        self._closed = True  # until all of it is there
+        self._header = read_gguf(path)
+        self._model = Model(path)
+        self.vocabulary_size = self._model.vocabulary_size
+        try:
+            if context_length > self._model.trained_length:
+                raise UsageError(
+                    f"a context of {context_length} tokens was asked for, the model was trained for "
+                    f"{self._model.trained_length}"
+                )
+            # One sequence more than there are conversations: for what is evaluated from nothing.
+            self._scratch = sequences
+            self._context = Context(self._model, context_length, sequences + 1, threads or cores())
+        except BaseException:
+            self._model.free()
+            raise
+        self._closed = False
+        self._sessions = Sessions(sequences)
+        self._loaded: dict[str, _Loaded] = {}
+        self._generation = 0
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._loaded)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        self._check_open()
+        if name in self._loaded:
+            raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
+        check_adapter(read_gguf(path), self._header, self.base_sha256)
+        pointer = self._model.load_adapter(path)
+        self._generation += 1
+        self._loaded[name] = _Loaded(pointer, self._generation)
+        try:
+            self._probe(name, path)
+        except BaseException:
+            self.unload_adapter(name)
+            raise
+
+    def _probe(self, name: str, path: Path) -> None:
+        """Refuse an adapter without effect: other runtimes load one and answer as the base for ever."""
+        tokens = self.tokenize(PROBE)[: self.context_length] or [0]
+        plain = self.logits(tokens, PLAIN_BASE, first=len(tokens) - 1)
+        adapted = self.logits(tokens, Use(name), first=len(tokens) - 1)
+        if not np.isfinite(adapted).all():
+            raise FormatError(f"{path.name} makes the model compute values that are not finite", where=path)
+        if np.array_equal(plain, adapted):
+            raise FormatError(
+                f"{path.name} changes nothing: with it the base computes exactly what it computes without",
+                where=path,
+                cure="check that the training changed the adapter and that the export kept its tensors",
+            )
+
+    def unload_adapter(self, name: str) -> None:
+        self._check_open()
+        if name not in self._loaded:
+            raise UsageError(f"no adapter {name!r} is loaded")
+        for session in self._sessions.tagged(name):
+            self._empty(session)
+        # The context must let go first: a later adapter can get the same address, and would count as "unchanged".
+        self._context.set_adapters(())
+        self._model.free_adapter(self._loaded.pop(name).pointer)
+
+    def tokenize(self, text: str) -> list[int]:
+        self._check_open()
+        return self._model.tokenize(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        self._check_open()
+        if tokens:
+            check_tokens(tokens, len(tokens), self.vocabulary_size)
+        return b"".join(map(self._model.text_of, tokens)).decode(errors="replace")
+
+    def logits(self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0) -> Logits:
+        tag = self._tag(use)
+        check_tokens(tokens, self.context_length, self.vocabulary_size)
+        if not 0 <= first < len(tokens):
+            raise UsageError(f"first is {first}, it must be from 0 to {len(tokens) - 1}")
+        result = np.empty((len(tokens) - first, self.vocabulary_size), np.float32)
+        scratch = Session(self._scratch)
+        self._empty(scratch)
+        try:
+            while (at := len(scratch.tokens)) < len(tokens):
+                end = min(len(tokens), at + BATCH, max(at, first) + OUTPUTS)
+                wanted = max(0, end - max(at, first))
+                self._evaluate(tag, [(scratch, tokens[at:end], wanted)])
+                if wanted:
+                    result[end - wanted - first : end - first] = self._context.rows(wanted)
+        finally:
+            self._empty(scratch)
+        return result
+
+    def generate(
+        self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
+    ) -> Iterator[Piece]:
+        sampling, usage = sampling or Sampling(), usage if usage is not None else Usage()
+        self._check_request(tokens, use, sampling)
+        return self._answer(tokens, use, sampling, usage)
+
+    def _answer(self, tokens: Sequence[int], use: Use, sampling: Sampling, usage: Usage) -> Iterator[Piece]:
+        stream = self.start(tokens, use, sampling, usage)
+        try:
+            while not stream.finished:
+                yield from (piece for piece in self.advance([stream]) if piece is not None)
+            if stream.error is not None:
+                raise stream.error
+        finally:
+            stream.close()
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], use: Use = PLAIN_BASE, sampling: Sampling | None = None
+    ) -> list[str]:
+        sampling = sampling or Sampling()
+        for prompt in prompts:
+            self._check_request(prompt, use, sampling)
+        answers = [""] * len(prompts)
+        coming = list(enumerate(prompts))[::-1]
+        live: dict[Stream, int] = {}  # stream -> whose answer it is
+        try:
+            while coming or live:
+                while coming and len(live) < self._scratch:
+                    at, prompt = coming.pop()
+                    live[self.start(prompt, use, sampling, Usage())] = at
+                for stream, piece in zip(list(live), self.advance(list(live)), strict=True):
+                    answers[live[stream]] += piece.text if piece else ""
+                    if stream.error is not None:
+                        raise stream.error
+                    if stream.finished:
+                        del live[stream]
+        finally:
+            for stream in live:
+                stream.close()
+        return answers
+
+    def start(self, tokens: Sequence[int], use: Use, sampling: Sampling, usage: Usage) -> LlamaStream:
+        tag = self._check_request(tokens, use, sampling)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        def text_of(token: int | None) -> str:
+            return decoder.decode(b"", final=True) if token is None else decoder.decode(self._model.text_of(token))
+
+        sampler = Sampler(self._model, sampling)
+        try:
+            place = self._sessions.take(tag, tokens)
+        except BaseException:
+            sampler.close()
+            raise
+        session = place.session
+        if place.donor is not None:
+            self._context.copy(place.donor.sequence, session.sequence)
+        # The last token is always evaluated: the logits that choose the next one must be of this request.
+        kept = self._context.cut(session.sequence, min(max(place.common, place.lent), len(tokens) - 1))
+        session.tag, session.tokens = tag, list(tokens[:kept])
+        usage.prompt_tokens, usage.reused_tokens = len(tokens), kept
+        wording = Wording(self.context_length - len(tokens), sampling, usage, text_of, self._model.ends)
+        waiting = list(tokens[kept:])
+        stream = LlamaStream(use, usage, tag, session, list(tokens), sampling, sampler, wording, waiting)
+        if wording.finished:
+            stream.close()
+        return stream
+
+    def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
+        wanted = [stream for stream in streams if isinstance(stream, LlamaStream) and not stream.finished]
+        if not wanted:
+            return [None] * len(streams)
+        if any(stream.use != wanted[0].use for stream in wanted):
+            raise UsageError("answers of different adapters cannot be evaluated together")
+        taken = self._portions(wanted)
+        try:
+            self._evaluate(wanted[0].tag, [(stream.session, tokens, int(last)) for stream, tokens, last in taken])
+        except BaseException:
+            for stream in wanted:
+                stream.close()
+            raise
+        said: dict[LlamaStream, Piece] = {}
+        ready = [stream for stream, _, last in taken if last]
+        rows = self._context.rows(len(ready)) if ready else ()
+        for stream, tokens, _ in taken:
+            del stream.waiting[: len(tokens)]
+        for stream, row in zip(ready, rows, strict=True):
+            try:
+                said[stream] = self._say(stream, row)
+            except Exception as error:  # what fails for one answer is no matter of the others
+                stream.error = error
+                stream.close()
+        return [said.get(stream) if isinstance(stream, LlamaStream) else None for stream in streams]
+
+    def _portions(self, streams: Sequence[LlamaStream]) -> list[tuple[LlamaStream, list[int], bool]]:
+        """Return what each stream evaluates now, and whether its next token follows; prompts share what is left."""
+        speaking = [stream for stream in streams if len(stream.waiting) == 1]
+        reading = [stream for stream in streams if len(stream.waiting) > 1]
+        portions = [(stream, stream.waiting[:], True) for stream in speaking[:BATCH]]
+        room = min(CHUNK, BATCH - len(portions)) if speaking else BATCH
+        for stream in reading:
+            tokens = stream.waiting[:room]
+            room -= len(tokens)
+            if tokens:
+                portions.append((stream, tokens, len(tokens) == len(stream.waiting)))
+        return portions
+
+    def _say(self, stream: LlamaStream, row: Any) -> Piece:
+        token = stream.sampler.choose(row)
+        logprob, top = (
+            (None, ()) if stream.sampling.logprobs is None else likeliest(row, token, stream.sampling.logprobs)
+        )
+        text = stream.wording.take(token)
+        if stream.wording.finished:
+            stream.close()
+        else:
+            stream.waiting.append(token)
+        return Piece(token, text, logprob, top)
+
+    def _evaluate(self, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> None:
+        """Evaluate tokens at the ends of sessions, under one tag and no other."""
+        self._check_open()
+        self._context.set_adapters(self._pointers(tag))
+        parts = [Part(session.sequence, len(session.tokens), tokens, last) for session, tokens, last in portions]
+        status = self._context.decode(parts)
+        if status != 0:
+            for session, _, _ in portions:
+                self._empty(session)
+            count = sum(len(tokens) for _, tokens, _ in portions)
+            raise BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
+        for session, tokens, _ in portions:
+            session.tokens.extend(tokens)
+
+    def _empty(self, session: Session) -> None:
+        self._context.cut(session.sequence, 0)
+        session.tag, session.tokens = None, []
+
+    def _check_request(self, tokens: Sequence[int], use: Use, sampling: Sampling) -> Tag:
+        tag = self._tag(use)
+        check_sampling(sampling, self.vocabulary_size)
+        check_tokens(tokens, self.context_length, self.vocabulary_size, answer=1)
+        return tag
+
+    def _tag(self, use: Use) -> Tag:
+        self._check_open()
+        adapters = check_use(use, self._loaded)
+        return Tag(tuple((name, self._loaded[name].generation, scale) for name, scale in adapters))
+
+    def _pointers(self, tag: Tag) -> list[tuple[Any, float]]:
+        pointers = []
+        for name, generation, scale in tag.adapters:
+            loaded = self._loaded.get(name)
+            if loaded is None or loaded.generation != generation:
+                raise UsageError(f"the adapter {name!r} was unloaded in the middle of an answer")
+            pointers.append((loaded.pointer, scale))
+        return pointers
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this engine is closed")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loaded.clear()
+            self._context.free()
+            self._model.free()

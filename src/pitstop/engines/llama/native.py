@@ -1,0 +1,220 @@
+"""llama.cpp as a few Python objects: the library, a model, a context with streams of KV. Pointers and batches only."""
+
+import ctypes
+import importlib
+import os
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pitstop.engines.base import Logits
+from pitstop.errors import FormatError, MissingExtra, UsageError
+
+BATCH = 512  # tokens evaluated at once
+OUTPUTS = 128  # of them with logits; bounds llama.cpp's buffer, which is OUTPUTS x vocabulary x 4 bytes
+
+_ERROR, _CONTINUED = 4, 5  # levels of ggml.h; the comment in llama_cpp's own logger is out of date
+_log: deque[str] = deque(maxlen=8)  # the last error lines
+_log_open = False  # the line before was an error: what continues it is one too
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """Import llama_cpp and take over its log.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        found: Any = importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise MissingExtra("running a GGUF model", "llama") from error
+    # ctypes does not keep the callback alive: the library object must, as long as llama.cpp may call it.
+    found.pitstop_log = found.llama_log_callback(_on_log)
+    found.llama_log_set(found.pitstop_log, ctypes.c_void_p(0))
+    found.llama_backend_init()
+    return found
+
+
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    global _log_open
+    if level != _CONTINUED:
+        _log_open = level == _ERROR
+    if _log_open:
+        _log.append(text.decode(errors="replace").strip())
+
+
+def forget_reasons() -> None:
+    """Forget what llama.cpp complained of before the call that comes now."""
+    _log.clear()
+
+
+def reason() -> str:
+    """Return llama.cpp's own words on what just failed."""
+    lines = [line for line in _log if line]
+    _log.clear()
+    return "; ".join(lines) or "it gives no reason"
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    with suppress(AttributeError):  # macOS has no affinity
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one sequence, to be evaluated with those of others; logits for the last ``outputs`` of them."""
+
+    sequence: int
+    position: int  # of the first token, in the sequence
+    tokens: Sequence[int]
+    outputs: int
+
+
+class Model:
+    """Weights, vocabulary and adapters."""
+
+    def __init__(self, path: Path) -> None:
+        self.llama = library()
+        forget_reasons()
+        params = self.llama.llama_model_default_params()
+        params.load_mode = self.llama.LLAMA_LOAD_MODE_MMAP
+        self.pointer = self.llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.pointer:
+            raise FormatError(f"llama.cpp cannot load {path.name}: {reason()}", where=path)
+        self.vocabulary = self.llama.llama_model_get_vocab(self.pointer)
+        self.vocabulary_size: int = self.llama.llama_vocab_n_tokens(self.vocabulary)
+        self.trained_length: int = self.llama.llama_model_n_ctx_train(self.pointer)  # tokens
+
+    def load_adapter(self, path: Path) -> Any:
+        """Return the pointer of a loaded adapter.
+
+        Raises:
+            FormatError: llama.cpp refuses it.
+        """
+        forget_reasons()
+        pointer = self.llama.llama_adapter_lora_init(self.pointer, os.fsencode(path))
+        if not pointer:
+            raise FormatError(f"llama.cpp cannot load {path.name}: {reason()}", where=path)
+        return pointer
+
+    def free_adapter(self, pointer: Any) -> None:
+        self.llama.llama_adapter_lora_free(pointer)
+
+    def tokenize(self, text: str) -> list[int]:
+        raw = text.encode(errors="replace")
+        room = len(raw) + 8
+        tokens = (self.llama.llama_token * room)()
+        count = self.llama.llama_tokenize(self.vocabulary, raw, len(raw), tokens, room, False, True)
+        return list(tokens[: max(count, 0)])
+
+    def text_of(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self.llama.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def ends(self, token: int) -> bool:
+        return bool(self.llama.llama_vocab_is_eog(self.vocabulary, token))
+
+    def free(self) -> None:
+        self.llama.llama_model_free(self.pointer)  # and the adapters that are still loaded
+
+
+class Context:
+    """Streams of KV over a model, and the one batch they are evaluated by."""
+
+    def __init__(self, model: Model, context_length: int, sequences: int, threads: int) -> None:
+        self.llama = model.llama
+        self.vocabulary_size = model.vocabulary_size
+        params = self.llama.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = context_length * sequences, sequences
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_outputs_max = max(OUTPUTS, sequences)
+        params.n_threads = params.n_threads_batch = threads
+        # A stream of KV per sequence: in a unified cache every token also attends (masked) to the cells of all others.
+        params.kv_unified = False
+        if not self.llama.llama_supports_gpu_offload():
+            # On a CPU it rounds otherwise for a prompt of 64 tokens or more than for what follows one: a conversation
+            # that goes on would answer other than one begun afresh (logits of SmolLM2-135M move by up to 0.8).
+            params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # A sliding window's cache forgets what it slid over; cutting a sequence back would then answer from holes.
+        params.swa_full = True
+        self.pointer = self.llama.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise UsageError(
+                f"no context for {sequences} sequences of {context_length} tokens: {reason()}",
+                cure="open the engine with fewer sequences or a shorter context",
+            )
+        self.memory = self.llama.llama_get_memory(self.pointer)
+        self._prepare_batch()
+
+    def _prepare_batch(self) -> None:
+        # Every token belongs to one sequence: its list of sequences is the one number at its own place.
+        self._token, self._position = np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32)
+        self._sequence, self._counts = np.zeros(BATCH, np.int32), np.ones(BATCH, np.int32)
+        self._output = np.zeros(BATCH, np.int8)
+        first = self._sequence.ctypes.data
+        self._pointers = np.arange(first, first + 4 * BATCH, 4).astype(np.uintp)
+        arrays: dict[str, Any] = {"token": self._token, "pos": self._position, "n_seq_id": self._counts}
+        arrays |= {"seq_id": self._pointers, "logits": self._output}
+        self._batch = self.llama.llama_batch()
+        for name, kind in self.llama.llama_batch._fields_:
+            if name in arrays:
+                setattr(self._batch, name, ctypes.cast(arrays[name].ctypes.data, kind))
+
+    def decode(self, parts: Sequence[Part]) -> int:
+        """Evaluate up to BATCH tokens of one or several sequences, all under the adapter that is set; 0 is success."""
+        end = 0
+        for part in parts:
+            begin, end = end, end + len(part.tokens)
+            self._token[begin:end] = part.tokens
+            self._position[begin:end] = np.arange(part.position, part.position + end - begin)
+            self._sequence[begin:end] = part.sequence
+            self._output[begin:end] = 0
+            self._output[end - part.outputs : end] = 1
+        self._batch.n_tokens = end
+        forget_reasons()
+        status: int = self.llama.llama_decode(self.pointer, self._batch)
+        return status
+
+    def rows(self, count: int) -> Logits:
+        """Return a view of the logits of the last decode, in the order of its parts; it lasts until the next one."""
+        pointer = self.llama.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.vocabulary_size))
+
+    def cut(self, sequence: int, length: int) -> int:
+        """Keep the first tokens of a sequence; return how many are left (0 where the model cannot keep some)."""
+        if length and self.llama.llama_memory_seq_rm(self.memory, sequence, length, -1):
+            return length
+        self.llama.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+        return 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a sequence hold what another one holds; whole, for the streams of two sequences are two buffers."""
+        self.llama.llama_memory_seq_rm(self.memory, target, -1, -1)
+        self.llama.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def set_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """Set the adapters (pointer, scale) of the next decodes; none is the plain base."""
+        count = len(adapters)
+        if not count:
+            self.llama.llama_set_adapters_lora(self.pointer, None, 0, None)
+            return
+        pointers = (self.llama.llama_adapter_lora_p_ctypes * count)(*(pointer for pointer, _ in adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        self.llama.llama_set_adapters_lora(self.pointer, pointers, count, scales)
+
+    def free(self) -> None:
+        self.llama.llama_free(self.pointer)
