@@ -94,6 +94,13 @@ def test_a_recipe_with_three_mistakes_reports_three(tmp_path: Path) -> None:
         assert mistake in result.stderr
 
 
+def test_what_is_not_packed_cannot_be_published(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="the publish extra is not installed")
+    result = run("publish", tmp_path, "--keys", tmp_path / "keys")
+    assert result.exit_code == 2
+    assert f"pitstop pack {tmp_path}" in result.stderr.replace("\n", "")
+
+
 def test_without_an_extra_the_message_is_the_command_that_installs_it() -> None:
     done = start("import sys; sys.modules['torch'] = None", "train", "recipe.toml")
     assert (done.returncode, done.stdout) == (2, "")

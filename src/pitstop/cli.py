@@ -408,12 +408,19 @@ def examine(json: Json = None) -> None:
 
 
 def _bundle(path: Path) -> Path:
-    """Find the bundle folder of what a user names."""
+    """Find the bundle folder of what a user names.
+
+    Raises:
+        UsageError: nothing is packed there.
+    """
     if path.is_file():
         from pitstop.workshop import recipe as recipes
 
         path = recipes.load(path).run
-    return path / "bundle" if (path / "bundle").is_dir() else path
+    found = path / "bundle" if (path / "bundle").is_dir() else path
+    if not (found / "bundle.json").is_file():
+        raise UsageError(f"nothing is packed at {path}", cure=f"run first: pitstop pack {path}")
+    return found
 
 
 def _read(path: Path) -> bytes:

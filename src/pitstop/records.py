@@ -1,5 +1,6 @@
 """Dataclasses to and from JSON and TOML; whatever is wrong in a file is reported at once."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -89,6 +90,30 @@ def from_mapping(cls: type[Record], data: Mapping[str, Any], *, where: object = 
         return _converter.structure(data, cls)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
         raise RecordError(sorted(set(_problems(error, cls))), where=where) from error
+
+
+def readable_part(cls: type[Record], path: Path) -> Record | None:
+    """Return the record of a TOML file without the keys that are wrong; None if what is left is not enough for one.
+
+    For what a caller can still say about a record that `load_toml` refuses.
+    """
+    try:
+        return _converter.structure(_readable(cls, tomllib.loads(_read(path).decode())), cls)
+    except (cattrs.BaseValidationError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def _readable(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        value = data.get(field.name)
+        if dataclasses.is_dataclass(field.type) and isinstance(value, Mapping):
+            kept[field.name] = _readable(field.type, value)
+        elif field.name in data:
+            with contextlib.suppress(cattrs.BaseValidationError, TypeError, ValueError):
+                _converter.structure(value, field.type)  # type: ignore[arg-type]
+                kept[field.name] = value
+    return kept
 
 
 def to_mapping(record: Any) -> Any:

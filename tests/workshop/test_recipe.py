@@ -37,6 +37,16 @@ def test_three_keys_of_a_wrong_kind_are_three_problems(project: Project) -> None
     assert len(problems_of(path)) == 3
 
 
+def test_mistakes_of_every_kind_are_told_together(project: Project) -> None:
+    path = project.recipe(
+        scale="half", data={"train": "none.jsonl"}, train={"rnak": 8, "steps": 0}, base={"folder": "bases/none"}
+    )
+    problems = problems_of(path)
+    assert {problem.partition(":")[0] for problem in problems} == {
+        *("scale", "train.rnak", "data.train", "train.steps", "base.folder")
+    }
+
+
 def test_an_unknown_key_suggests_the_right_one(project: Project) -> None:
     (problem,) = problems_of(project.recipe(train={"learning_rat": 1e-4}))
     assert "train.learning_rat" in problem

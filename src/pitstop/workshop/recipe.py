@@ -128,7 +128,12 @@ def load(path: Path) -> Recipe:
         raise UsageError(
             f"no recipe at {path}", cure="name a recipe file or a run folder; `pitstop init` writes a recipe to start"
         )
-    recipe = records.load_toml(Recipe, file)
+    try:
+        recipe = records.load_toml(Recipe, file)
+    except RecordError as error:
+        readable = records.readable_part(Recipe, file)
+        more = _problems(readable) if readable else []
+        raise RecordError([*error.problems, *more], where=file) from error
     if problems := _problems(recipe):
         raise RecordError(problems, where=file)
     return recipe
