@@ -45,7 +45,7 @@ border-top:1px solid var(--line)}
 .axis{font-size:.8rem;color:var(--soft)}.axis svg{height:20px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-top:1px solid var(--line);vertical-align:top}
-td.n{font-variant-numeric:tabular-nums;white-space:nowrap}code{font-size:.85em}
+td.n{font-variant-numeric:tabular-nums}th,td.n,td:first-child,td code{white-space:nowrap}code{font-size:.85em}
 @media(max-width:40rem){.row{grid-template-columns:1fr}.row .name{font-weight:600}}
 """
 
