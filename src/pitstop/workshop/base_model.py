@@ -59,7 +59,8 @@ def prepare(
     path = Path(source)
     known = _known(folder)
     if known is None:
-        known = _from_gguf(path, folder) if path.suffix == ".gguf" else _from_hugging_face(source, folder)
+        is_file = path.suffix == ".gguf" or path.is_file()
+        known = _from_gguf(path, folder) if is_file else _from_hugging_face(source, folder)
         known = replace(known, name=folder.name, license=license, source=origin or source)
     elif path.is_file() and sha256_file(path) != known.weights_sha256:
         raise UsageError(
