@@ -16,12 +16,13 @@ from pitstop.demo.side_by_side import run_chains
 from pitstop.demo.summary import print_summary
 from pitstop.errors import Refused
 from pitstop.files import write_bytes
-from pitstop.retention import builders
+from pitstop.retention import builders, replay
 from pitstop.workshop import base_model, pack
 
 PUBLISHED = ("home", "address")
 RECIPES = (*PUBLISHED, "forgetful")
 BASE = Path("bases") / smollm2.NAME
+SUITES = {Path("suites"): None, Path("quick-suites"): 24}  # folder -> items per suite; None: what each needs
 REPORT_PAGE = "retention.html"
 FILES = {"report": REPORT_PAGE, "adapter": "adapter", "artifact": "export", "bundle": "bundle/bundle.json"}
 FIGURES = {  # figure -> where it stands in the results of a chain's stages
@@ -83,8 +84,9 @@ def _prepare(console: Console, story: Story) -> None:
     story.files["base"] = str(BASE / base_model.BASE_FILE)
     story.figures["base_q8_0_megabytes"] = round(base.artifact("q8_0").size / 1e6, 1)
     _say(console, "pitstop suites build", "what the base can do, to see whether it still can")
-    if not (Path("suites") / "replay.jsonl").is_file():
-        builders.build(Path("suites"))
+    for folder, size in SUITES.items():
+        if not (folder / replay.NAME).is_file():
+            builders.build(folder, size)
     _say(console, "(the demo's own data)", "commands for a home, addresses, and one sentence over and over")
     for name, builder in (("home", home), ("address", address), ("forgetful", forgetful)):
         builder.build(Path("data") / name)
