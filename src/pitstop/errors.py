@@ -8,6 +8,7 @@
     └── BrokenInput         3     a file, row or download is not what it must be
         ├── RecordError           a JSON or TOML record: every problem of it at once
         ├── FormatError           a GGUF, ONNX or safetensors file
+        │   └── NoEffect          an adapter that changes nothing
         ├── DatasetError          a row of a dataset or suite
         ├── BaseMismatch          an adapter and a base that do not belong together
         ├── Untrusted             metadata or bytes that fail verification
@@ -75,6 +76,10 @@ class RecordError(BrokenInput):
 
 class FormatError(BrokenInput):
     """A model file whose header or tensors are not as the format demands."""
+
+
+class NoEffect(FormatError):
+    """An adapter with which the base computes what it computes without."""
 
 
 class DatasetError(BrokenInput):

@@ -12,7 +12,7 @@ from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.llama.engine import CHUNK
 from pitstop.engines.sessions import COPY_WORTH
-from pitstop.errors import UsageError
+from pitstop.errors import Busy, UsageError
 
 Make = Callable[..., Path]
 ROUNDING = 0.1  # as in test_contract: what evaluation in other portions may move a logit by
@@ -224,3 +224,41 @@ def test_log_probabilities_are_those_of_the_model(llama: LlamaEngine) -> None:
         assert len(piece.likeliest) == 4
     (bare,) = llama.generate(tokens, sampling=Sampling(max_tokens=1))
     assert (bare.logprob, bare.likeliest) == (None, ())
+
+
+def test_every_token_of_a_prompt_is_scored_as_alone(llama: LlamaEngine, gguf_adapter: Make) -> None:
+    llama.load_adapter("one", gguf_adapter(seed=1))
+    tokens = llama.tokenize("The quick brown fox jumps over the lazy dog. " * 16)[:150]
+    for use in (PLAIN_BASE, Use("one")):
+        blocks = list(llama.score_each(tokens, use, 3))
+        assert len(blocks) == 2, "in blocks: a long prompt is not all in memory, and others may speak between two"
+        pieces = [piece for block in blocks for piece in block]
+        assert [piece.token for piece in pieces] == tokens[1:]
+        expected = llama.score(tokens[:1], tokens[1:], use)
+        assert np.allclose([piece.logprob for piece in pieces], expected, atol=1e-3)
+        assert all(len(piece.likeliest) == 3 for piece in pieces)
+    assert list(llama.score_each(tokens[:1])) == []
+
+
+def test_answers_advance_between_two_blocks_of_a_score(llama: LlamaEngine) -> None:
+    tokens = llama.tokenize("one two three " * 80)[:200]
+    alone = [piece for block in llama.score_each(tokens) for piece in block]
+    answer = llama.start(llama.tokenize(prompt("Hi")), PLAIN_BASE, SHORT, Usage())
+    scored = []
+    scoring = llama.score_each(tokens)
+    for block in scoring:
+        scored += block
+        llama.advance([answer])
+        with pytest.raises(Busy):
+            llama.logits(tokens)
+    assert scored == alone
+    scoring = llama.score_each(tokens)
+    next(scoring)
+    scoring.close()
+    assert len(llama.logits(tokens)) == len(tokens), "a closed evaluation frees its place"
+    answer.close()
+
+
+def test_tokens_as_they_are_written(llama: LlamaEngine) -> None:
+    text = "<|im_start|>user\nnaïve 🙂<|im_end|>"
+    assert b"".join(map(llama.token_text, llama.tokenize(text))).decode() == text

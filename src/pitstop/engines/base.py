@@ -5,7 +5,7 @@ under one adapter is never reused under another: KV belongs to (base, adapter, s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +132,24 @@ class Engine(ABC):
             UsageError: no such adapter, no tokens, or more than the context holds.
         """
 
+    def logits_blocks(
+        self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0
+    ) -> Generator[Logits, None, None]:
+        """Yield what `logits` returns in blocks of rows: all of them need not fit in memory.
+
+        A block is good until anything is evaluated. Until the last one is read, or this is closed, answers may
+        advance, but nothing else may be evaluated from nothing.
+
+        Raises:
+            UsageError: as for `logits`.
+            Busy: another evaluation from nothing has not come to its end.
+        """
+        yield self.logits(tokens, use, first=first)
+
+    def token_text(self, token: int) -> bytes:
+        """Return one token as it is written, special ones too; that need not be whole UTF-8."""
+        return self.detokenize([token]).encode()
+
     @abstractmethod
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
@@ -181,6 +199,23 @@ class Engine(ABC):
         tokens = [*prompt, *completion]
         rows = self.logits(tokens[:-1], use, first=len(prompt) - 1)
         return log_softmax(rows)[np.arange(len(completion)), list(completion)]
+
+    def score_each(
+        self, tokens: Sequence[int], use: Use = PLAIN_BASE, likeliest: int = 0
+    ) -> Generator[list[Piece], None, None]:
+        """Yield the tokens after the first one with ln p of each, and of so many likeliest ones, block by block.
+
+        What `logits_blocks` says of the time between two blocks holds here too.
+
+        Raises:
+            UsageError: as for `logits`.
+            Busy: as for `logits_blocks`.
+        """
+        at = 1
+        for rows in self.logits_blocks(tokens[:-1], use) if len(tokens) > 1 else ():
+            block = zip(tokens[at : at + len(rows)], rows, strict=True)
+            yield [Piece(token, "", *log_probability(row, token, likeliest)) for token, row in block]
+            at += len(rows)
 
     def logits_batch(
         self, rows: Sequence[Sequence[int]], use: Use = PLAIN_BASE, *, firsts: Sequence[int] | None = None
@@ -234,6 +269,15 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide
+
+
+def log_probability(row: NDArray[np.float32], token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Return ln p of a token, and of the ``count`` likeliest ones, in nats."""
+    highest = float(row.max())
+    normal = highest + float(np.log(np.exp(row - highest).sum(dtype=np.float64)))
+    top: Sequence[int] = np.argpartition(row, -count)[-count:].tolist() if count else []
+    ordered = sorted(top, key=lambda one: -row[one])
+    return float(row[token]) - normal, tuple((one, float(row[one]) - normal) for one in ordered)
 
 
 def divergence(one: Logits, other: Logits) -> NDArray[np.float64]:

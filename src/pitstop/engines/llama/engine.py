@@ -6,7 +6,7 @@ the next evaluation in another sequence.
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 
 from pitstop.bundle.formats import check_adapter, read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
-from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use
+from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, Part, cores, reason
-from pitstop.engines.llama.sampler import Sampler, likeliest
+from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.sessions import Session, Sessions, Tag
-from pitstop.errors import BrokenInput, FormatError, UsageError
+from pitstop.errors import BrokenInput, Busy, FormatError, NoEffect, UsageError
 
 CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
 PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
@@ -98,6 +98,7 @@ class LlamaEngine(Engine):
                 )
             # One sequence more than there are conversations: for what is evaluated from nothing.
             self._scratch = sequences
+            self._scratch_taken = False
             self._context = Context(self._model, context_length, sequences + 1, threads or cores())
         except BaseException:
             self._model.free()
@@ -133,7 +134,7 @@ class LlamaEngine(Engine):
         if not np.isfinite(adapted).all():
             raise FormatError(f"{path.name} makes the model compute values that are not finite", where=path)
         if np.array_equal(plain, adapted):
-            raise FormatError(
+            raise NoEffect(
                 f"{path.name} changes nothing: with it the base computes exactly what it computes without",
                 where=path,
                 cure="check that the training changed the adapter and that the export kept its tensors",
@@ -159,24 +160,44 @@ class LlamaEngine(Engine):
             check_tokens(tokens, len(tokens), self.vocabulary_size)
         return b"".join(map(self._model.text_of, tokens)).decode(errors="replace")
 
+    def token_text(self, token: int) -> bytes:
+        self._check_open()
+        return self._model.text_of(token, special=True)
+
     def logits(self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0) -> Logits:
+        blocks = self.logits_blocks(tokens, use, first=first)
+        begun = next(blocks)  # checks all of it before memory is taken
+        result = np.empty((len(tokens) - first, self.vocabulary_size), np.float32)
+        result[: len(begun)] = begun
+        at = len(begun)
+        for block in blocks:
+            result[at : at + len(block)] = block
+            at += len(block)
+        return result
+
+    def logits_blocks(
+        self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0
+    ) -> Generator[Logits, None, None]:
         tag = self._tag(use)
         check_tokens(tokens, self.context_length, self.vocabulary_size)
         if not 0 <= first < len(tokens):
             raise UsageError(f"first is {first}, it must be from 0 to {len(tokens) - 1}")
-        result = np.empty((len(tokens) - first, self.vocabulary_size), np.float32)
+        if self._scratch_taken:
+            raise Busy("another evaluation from nothing goes on", cure="read it to its end, or close it")
         scratch = Session(self._scratch)
-        self._empty(scratch)
+        self._scratch_taken = True
         try:
+            self._empty(scratch)
             while (at := len(scratch.tokens)) < len(tokens):
                 end = min(len(tokens), at + BATCH, max(at, first) + OUTPUTS)
                 wanted = max(0, end - max(at, first))
                 self._evaluate(tag, [(scratch, tokens[at:end], wanted)])
                 if wanted:
-                    result[end - wanted - first : end - first] = self._context.rows(wanted)
+                    yield self._context.rows(wanted)
         finally:
-            self._empty(scratch)
-        return result
+            self._scratch_taken = False
+            if not self._closed:
+                self._empty(scratch)
 
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
@@ -289,7 +310,7 @@ class LlamaEngine(Engine):
     def _say(self, stream: LlamaStream, row: Any) -> Piece:
         token = stream.sampler.choose(row)
         logprob, top = (
-            (None, ()) if stream.sampling.logprobs is None else likeliest(row, token, stream.sampling.logprobs)
+            (None, ()) if stream.sampling.logprobs is None else log_probability(row, token, stream.sampling.logprobs)
         )
         text = stream.wording.take(token)
         if stream.wording.finished:

@@ -116,11 +116,11 @@ class Model:
         count = self.llama.llama_tokenize(self.vocabulary, raw, len(raw), tokens, room, False, True)
         return list(tokens[: max(count, 0)])
 
-    def text_of(self, token: int) -> bytes:
+    def text_of(self, token: int, *, special: bool = False) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self.llama.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, False)
+            count = self.llama.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count

@@ -1,7 +1,6 @@
 """From a row of logits to a token: llama.cpp's samplers over a row of our own, and its grammar if one is asked for."""
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,12 +130,3 @@ def grammar_of_schema(schema: str) -> str:
     except Exception as error:  # the converter raises whatever its parts raise
         raise UsageError(f"the JSON schema cannot be followed: {error}", cure="simplify it") from error
     return rules
-
-
-def likeliest(row: NDArray[np.float32], token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Return ln p of a token, and of the ``count`` likeliest ones, in nats."""
-    highest = float(row.max())
-    normal = highest + float(np.log(np.exp(row - highest).sum(dtype=np.float64)))
-    top: Sequence[int] = np.argpartition(row, -count)[-count:].tolist() if count else []
-    ordered = sorted(top, key=lambda one: -row[one])
-    return float(row[token]) - normal, tuple((one, float(row[one]) - normal) for one in ordered)
