@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.engines.base import Sampling
+from pitstop.engines.llama.grammar import CURE, check_rules, grammar_of_schema
 from pitstop.engines.llama.native import Model, forget_reasons, reason
 from pitstop.errors import UsageError
 
@@ -101,12 +102,11 @@ class Sampler:
             return None
         rules = sampling.grammar if sampling.json_schema is None else grammar_of_schema(sampling.json_schema)
         assert rules is not None
+        check_rules(rules)
         forget_reasons()
         made = self._llama.llama_sampler_init_grammar(model.vocabulary, rules.encode(), b"root")
         if not made:
-            raise UsageError(
-                f"llama.cpp cannot read the grammar: {reason()}", cure="write it in GBNF, with a rule root"
-            )
+            raise UsageError(f"llama.cpp cannot read the grammar: {reason()}", cure=CURE)
         return made
 
     def close(self) -> None:
@@ -115,18 +115,3 @@ class Sampler:
             if held:
                 self._llama.llama_sampler_free(held)
         self._chain = self._grammar = None
-
-
-def grammar_of_schema(schema: str) -> str:
-    """Return the GBNF that admits just the JSON of a schema, by llama-cpp-python's port of llama.cpp's converter.
-
-    Raises:
-        UsageError: it is no schema, or uses what the converter has not.
-    """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        rules: str = json_schema_to_gbnf(schema)
-    except Exception as error:  # the converter raises whatever its parts raise
-        raise UsageError(f"the JSON schema cannot be followed: {error}", cure="simplify it") from error
-    return rules
