@@ -1,11 +1,15 @@
 """What the tests of the runtime share: a device root with the real base and two adapters, and what each must answer."""
 
+import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +35,7 @@ ENDLESS = (ALPHA, ask(QUESTIONS[0]))  # alpha repeats itself here until it is st
 SAMPLING = Sampling(max_tokens=12)
 LIMITS = Limits(context_length=512, sequences=3, waiting=16, threads=1)
 SCALES = {ALPHA: 1.0, BETA: 0.5}
+PATIENCE = 600  # seconds; what takes this long hangs, however busy the machine is
 
 
 def install(root: Path, base: Path, adapters: Mapping[str, Path], base_sha256: str | None = None) -> Release:
@@ -111,6 +116,17 @@ def _cold_answers(release: Release) -> dict[tuple[str, str], str]:
     }
 
 
+def cold_stack(board: Board, scales: Mapping[str, float], question: str) -> str:
+    """Answer as the base does under several adapters at once, with an engine that did nothing before."""
+    options = {"context_length": LIMITS.context_length, "sequences": 1, "threads": LIMITS.threads}
+    with LlamaEngine(board.base, base_sha256=board.release.base.base_sha256, **options) as engine:
+        for name in scales:
+            engine.load_adapter(name, board.adapters[name])
+        tokens = engine.tokenize(render(board.release.base.prompting, ask(question)))
+        pieces = engine.generate(tokens, Use(also=tuple(scales.items())), SAMPLING)
+        return "".join(piece.text for piece in pieces)
+
+
 def _cold_answer(release: Release, name: str, question: str) -> str:
     bundle = release.bundles[name]
     options = {"context_length": LIMITS.context_length, "sequences": 1, "threads": LIMITS.threads}
@@ -124,13 +140,11 @@ def _cold_answer(release: Release, name: str, question: str) -> str:
 
 
 @contextmanager
-def running(load: Callable[[], Runtime], api_key: str | None = None) -> Iterator[tuple[str, server.Service]]:
+def running(load: Callable[[], Runtime], access: server.Access | None = None) -> Iterator[tuple[str, server.Service]]:
     """Run the real web server on a free port, with its model loaded, in a thread of this process."""
     service = server.Service()
     ready: queue.Queue[Runtime] = queue.Queue()
-    web = server.Server(
-        server.application(service, api_key=api_key), service, load, lambda runtime, seconds: ready.put(runtime)
-    )
+    web = server.Server(server.application(service, access), service, load, lambda runtime, seconds: ready.put(runtime))
     listener = server.listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=web.serve_until_stopped, args=(listener,))
@@ -141,6 +155,29 @@ def running(load: Callable[[], Runtime], api_key: str | None = None) -> Iterator
     finally:
         web.should_exit = True
         thread.join()
+
+
+def request(url: str, method: str, path: str, body: Any = None, headers: Any = None) -> tuple[int, Any, Any]:
+    """Send a request; return status, headers and the body, parsed if it is JSON."""
+    if isinstance(body, dict | list):
+        body = json.dumps(body)
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        data = answer.read()
+        is_json = answer.headers["Content-Type"] == "application/json"
+        return answer.status, answer.headers, json.loads(data) if is_json else data.decode()
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is the case."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def damage(path: Path, target: Path, size: int) -> Path:

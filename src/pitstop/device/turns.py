@@ -57,12 +57,15 @@ class Turns:
             return 1
         return max(1, min(LONGEST, round(self._change / (SHARE * self._step))))
 
-    def took(self, seconds: float, *, changed: bool) -> None:
-        """Learn from a step in which every request got one token."""
+    def took(self, seconds: float, *, changed: bool) -> float:
+        """Learn from a step in which every request got one token; return the seconds that a change cost in it."""
         if not changed:
             self._step = _mean(self._step, seconds)
-        elif self._step:
-            self._change = _mean(self._change, max(seconds - self._step, 0.0))
+            return 0.0
+        cost = max(seconds - self._step, 0.0) if self._step else 0.0
+        if self._step:
+            self._change = _mean(self._change, cost)
+        return cost
 
 
 def _mean(before: float, now: float) -> float:
