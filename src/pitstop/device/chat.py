@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pitstop.device.runtime import Limits, PromptTooLong, Runtime, active_release
+from pitstop.device.request import Finished, Limits, PromptTooLong
+from pitstop.device.runtime import Runtime, active_release
 from pitstop.engines.base import Sampling
 from pitstop.errors import PitstopError, UsageError
 
-HELP = "/swap NAME asks another model · /adapters lists them · /quit ends (Ctrl-C stops an answer)"
+HELP = (
+    "/swap NAME asks another model · /adapters lists them · /stats says what it costs · /quit ends "
+    "(Ctrl-C stops an answer)"
+)
 
 
 @dataclass
@@ -21,6 +25,7 @@ class Conversation:
     model: str
     sampling: Sampling = field(default_factory=Sampling)
     histories: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    finished: Finished | None = None  # of the last answer that came to its end
 
     def say(self, text: str) -> Iterator[str]:
         """Yield the answer of the model that listens now; what was answered joins the history, even if cut short.
@@ -41,6 +46,7 @@ class Conversation:
     def _answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
         with self.runtime.ask(self.model, messages, self.sampling) as answer:
             yield from answer
+            self.finished = answer.finished
 
     def swap(self, name: str) -> None:
         """Let another model listen; each remembers its own conversation.
@@ -98,8 +104,27 @@ def _command(conversation: Conversation, line: str) -> None:
         for model in conversation.runtime.models:
             mark = "*" if model.name == conversation.model else " "
             print(f"{mark} {model.name} {model.bundle.version}" + ("" if model.path else " (base)"))
+    elif name == "/stats":
+        print("\n".join(_stats(conversation)))
     else:
         raise UsageError(f"{line!r} is not known here", cure=HELP)
+
+
+def _stats(conversation: Conversation) -> Iterator[str]:
+    """Yield what the last answer cost, and what is in memory."""
+    if conversation.finished is None:
+        yield "nothing was answered yet"
+    else:
+        cost = conversation.finished.usage
+        seconds = conversation.finished.seconds - cost.first_token_seconds
+        speed = f"{(cost.completion_tokens - 1) / seconds:,.1f} tokens/s, " if seconds > 0 else ""
+        first = f"the first after {cost.first_token_seconds * 1000:,.0f} ms"
+        yield f"the last answer: {cost.completion_tokens} tokens, {speed}{first}"
+        yield f"its prompt: {cost.prompt_tokens} tokens, {cost.reused_tokens} of them from the conversation before"
+    inside = conversation.runtime.resident_bytes
+    yield "adapters in memory: " + (
+        ", ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in inside.items()) or "none"
+    )
 
 
 def _reply(conversation: Conversation, text: str) -> None:
