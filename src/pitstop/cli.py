@@ -352,12 +352,15 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Clients must send the key in this file.")
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let other machines in without a key.")] = False,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Say in JSON when it is ready.")] = False,
 ) -> None:
-    """Serve OpenAI's chat API: every adapter is a model name."""
+    """Serve OpenAI's API: every adapter is a model name."""
     with _needs("device", "serving"):
         from pitstop.device import server as stage
-    stage.serve(device, host=host, port=port, api_key_file=api_key_file, no_auth=no_auth, as_json=json)
+    stage.serve(device, host=host, port=port, api_key_file=api_key_file, no_auth=no_auth, cors=cors or (), as_json=json)
 
 
 @app.command(rich_help_panel=DEVICE)

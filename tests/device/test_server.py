@@ -6,8 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +20,23 @@ import pytest
 from pitstop.device import server
 from pitstop.device.runtime import Runtime
 from pitstop.errors import BrokenInput, Busy, FormatError, StorageError, UsageError
-from serving import ALPHA, BASE, BETA, ENDLESS, LIMITS, QUESTIONS, SAMPLING, Board, ask, damage, install, running
+from serving import (
+    ALPHA,
+    BASE,
+    BETA,
+    ENDLESS,
+    LIMITS,
+    PATIENCE,
+    QUESTIONS,
+    SAMPLING,
+    Board,
+    ask,
+    damage,
+    install,
+    request,
+    running,
+    wait_for,
+)
 
 MODELS = (BASE, ALPHA, BETA)
 SERVE = """
@@ -31,7 +46,6 @@ from pitstop.device.runtime import Limits
 from pitstop.device.server import serve
 serve(Path(sys.argv[1]), port=0, limits=Limits(threads=1), as_json=True)
 """
-PATIENCE = 600  # seconds; what takes this long hangs, however busy the machine is
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +62,7 @@ def client(web: tuple[str, server.Service]) -> Iterator[openai.OpenAI]:
 
 def post(url: str, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
     """Send a chat request; return status, headers and the parsed body."""
-    return request(url, "POST", "/v1/chat/completions", body if isinstance(body, bytes) else json.dumps(body), headers)
-
-
-def request(url: str, method: str, path: str, body: Any = None, headers: Any = None) -> tuple[int, Any, Any]:
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
-    try:
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.headers, json.loads(answer.read())
-    finally:
-        connection.close()
+    return request(url, "POST", "/v1/chat/completions", body, headers)
 
 
 def chat(question: str, model: str = BASE, **more: Any) -> dict[str, Any]:
@@ -67,13 +71,6 @@ def chat(question: str, model: str = BASE, **more: Any) -> dict[str, Any]:
 
 def endless(**more: Any) -> dict[str, Any]:
     return {"model": ENDLESS[0], "messages": ENDLESS[1], **more}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def complete(client: openai.OpenAI, model: str, question: str) -> Any:
@@ -202,7 +199,7 @@ def test_disconnect_frees_the_place(board: Board, stream: bool) -> None:
     limits = replace(LIMITS, sequences=1, context_length=2048)
     with running(lambda: Runtime.from_release(board.release, limits)) as (url, service):
         assert service.runtime is not None
-        live = service.runtime._live
+        live = service.runtime._worker._live
         connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
         connection.request("POST", "/v1/chat/completions", json.dumps(endless(stream=stream)))
         wait_for(lambda: bool(live) and live[0].usage.completion_tokens > 2)
@@ -240,7 +237,7 @@ def test_bad_adapter_leaves_the_others_answering(board: Board, tmp_path: Path) -
 
 
 def test_key_is_asked_for(board: Board) -> None:
-    with running(lambda: Runtime.from_release(board.release, LIMITS), api_key="secret") as (url, _):
+    with running(lambda: Runtime.from_release(board.release, LIMITS), server.Access(api_key="secret")) as (url, _):
         assert request(url, "GET", "/health")[0] == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             status, answered, answer = request(url, "GET", "/v1/models", headers=headers)
@@ -263,8 +260,11 @@ def test_starting_is_said_before_the_model_is_there(board: Board) -> None:
     thread = threading.Thread(target=web.serve_until_stopped, args=(listener,))
     thread.start()
     try:
-        assert request(url, "GET", "/health")[::2] == (503, {"status": "starting"})
-        assert post(url, chat("hello"))[0] == 503
+        status, headers, body = request(url, "GET", "/health")
+        assert (status, headers["Retry-After"], body) == (503, "1", {"status": "starting"})
+        for method, path in (("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/lora-adapters")):
+            status, headers, answer = request(url, method, path, chat("hello"))
+            assert (status, headers["Retry-After"], answer["error"]["code"]) == (503, "1", "starting")
         go_on.set()
         wait_for(lambda: request(url, "GET", "/health")[0] == 200)
     finally:
