@@ -134,6 +134,15 @@ def test_text_goes_to_tokens_and_back(engine: Engine) -> None:
     assert engine.detokenize([1]) == ""
 
 
+def test_tokens_are_scored_one_by_one_as_together(engine: Engine) -> None:
+    prompt = engine.tokenize("The capital of France is Paris.")
+    pieces = list(chain.from_iterable(engine.score_each(prompt, likeliest=2)))
+    assert [piece.token for piece in pieces] == prompt[1:]
+    assert np.allclose([piece.logprob for piece in pieces], engine.score(prompt[:1], prompt[1:]), atol=1e-3)
+    assert all(piece.likeliest[0][1] >= (piece.logprob or 0) for piece in pieces)
+    assert b"".join(map(engine.token_text, prompt)).decode() == "The capital of France is Paris."
+
+
 def test_a_true_fact_scores_above_a_wrong_one(engine: Engine) -> None:
     prompt = engine.tokenize("The capital of France is")
     true, wrong = (engine.score(prompt, engine.tokenize(city)) for city in (" Paris", " Berlin"))

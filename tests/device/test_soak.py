@@ -1,0 +1,126 @@
+"""Many clients at once who do everything at random: nobody gets another's answer, nothing hangs, nothing is left."""
+
+import json
+import random
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitstop.device.runtime import Runtime
+from serving import (
+    ALPHA,
+    BASE,
+    BETA,
+    ENDLESS,
+    LIMITS,
+    PATIENCE,
+    QUESTIONS,
+    SAMPLING,
+    Board,
+    ask,
+    request,
+    running,
+    wait_for,
+)
+
+CLIENTS, REQUESTS, TRIES = 12, 10, 100
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+class Client:
+    """Does something at random, again and again, and checks what comes back."""
+
+    def __init__(self, board: Board, url: str, number: int) -> None:
+        self.board, self.url, self.name = board, url, f"client-{number}"
+        self.random = random.Random(number)
+        self.answered = 0
+
+    def run(self) -> None:
+        acts = (self.ask, self.ask, self.score, self.choices, self.leave, self.send_nonsense, self.load)
+        for _ in range(REQUESTS):
+            self.random.choice(acts)()
+
+    def send(self, path: str, body: Any, *expected: int) -> Any:
+        """Return the answer, or None if the server was too busy for it again and again."""
+        status, headers, answer = request(self.url, "POST", path, body)
+        for _ in range(TRIES):
+            if status not in (429, 503):
+                break
+            assert headers["Retry-After"]
+            time.sleep(0.05)
+            status, headers, answer = request(self.url, "POST", path, body)
+        else:
+            return None
+        assert status in expected, answer
+        self.answered += status == 200
+        return answer
+
+    def ask(self) -> None:
+        model, question = self.random.choice((BASE, ALPHA, BETA)), self.random.choice(QUESTIONS)
+        answer = self.send(CHAT, {"model": model, "messages": ask(question), "max_tokens": SAMPLING.max_tokens}, 200)
+        if answer is not None:
+            assert answer["choices"][0]["message"]["content"] == self.board.expected[model, question]
+
+    def score(self) -> None:
+        prompt = [self.random.randrange(1000) for _ in range(self.random.randrange(1, 300))]
+        body = {
+            "model": self.random.choice((BASE, BETA)),
+            "prompt": prompt,
+            "echo": True,
+            "logprobs": 1,
+            "max_tokens": 1,
+        }
+        answer = self.send(TEXT, body, 200)
+        if answer is not None:
+            assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == len(prompt) + 1
+
+    def choices(self) -> None:
+        body = {"model": ALPHA, "prompt": "One, two,", "n": 3, "max_tokens": 5, "temperature": 1.0}
+        answer = self.send(TEXT, body, 200)
+        assert answer is None or len(answer["choices"]) == 3
+
+    def leave(self) -> None:
+        """Go away in the middle of a stream."""
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE)
+        connection.request("POST", CHAT, json.dumps({"model": ENDLESS[0], "messages": ENDLESS[1], "stream": True}))
+        connection.getresponse().read(self.random.randrange(400))
+        if connection.sock is not None:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    def send_nonsense(self) -> None:
+        path = self.random.choice((CHAT, TEXT))
+        self.send(path, self.random.randbytes(40), 400)
+        self.send(path, {"model": BASE, "prompt": "word " * 600, "messages": ask("word " * 600)}, 400)
+
+    def load(self) -> None:
+        path = self.board.adapters[self.random.choice((ALPHA, BETA))]
+        if self.send("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": str(path)}, 200) is not None:
+            self.send(CHAT, {"model": self.name, "messages": ask("hello"), "max_tokens": 3}, 200)
+            self.send("/v1/unload_lora_adapter", {"lora_name": self.name}, 200)
+
+
+@pytest.mark.slow
+def test_many_clients_at_random(board: Board, tmp_path: Path) -> None:
+    size = max(path.stat().st_size for path in board.adapters.values())
+    limits = replace(LIMITS, waiting=6, adapter_budget=3 * size)
+    with running(lambda: Runtime.from_release(board.release, limits)) as (url, service):
+        clients = [Client(board, url, number) for number in range(CLIENTS)]
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            for done in [threads.submit(client.run) for client in clients]:
+                done.result()
+        assert all(client.answered >= REQUESTS / 3 for client in clients)
+        runtime = service.runtime
+        assert runtime is not None
+        wait_for(lambda: runtime.requests_now == (0, 0))
+        assert [model.name for model in runtime.models] == [BASE, ALPHA, BETA]
+        assert set(runtime.loaded) <= {ALPHA, BETA}
+        assert runtime.faults == {}
+        for (model, question), expected in board.expected.items():
+            assert "".join(runtime.ask(model, ask(question), SAMPLING)) == expected
