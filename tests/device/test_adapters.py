@@ -46,6 +46,7 @@ def shared(board: Board) -> Iterator[Runtime]:
 @pytest.fixture
 def runtime(shared: Runtime) -> Iterator[Runtime]:
     """A runtime that is left as it was found."""
+    unload_local(shared)
     yield shared
     unload_local(shared)
     shared.set_default_scales({})
@@ -207,6 +208,7 @@ def test_any_interleaving_of_requests_and_orders_answers_as_when_cold(
             asked.append((cold(board, case, question, inside), one))
     for expected, one in asked:
         assert wait(one) == expected
+    unload_local(shared)
 
 
 _cold: dict[tuple[str, str], str] = {}
@@ -254,7 +256,8 @@ def test_who_was_asked_before_it_left_is_answered(board: Board, runtime: Runtime
     assert text_of(runtime, "same") == cold_stack(board, {BETA: 1.0}, QUESTION)
     for question, one in zip(QUESTIONS * 2, asked, strict=True):
         assert wait(one) == cold_stack(board, {ALPHA: 1.0}, question)
-    wait_for(lambda: runtime.loaded.count("same") == 1 and len(runtime._worker.residents.inside) <= 3)
+    inside = runtime._worker.residents
+    wait_for(lambda: [one.model.name for one in inside.inside].count("same") == 1)
 
 
 def bad_adapters(board: Board, make: Make, folder: Path) -> dict[str, tuple[Path, type[PitstopError], str]]:
