@@ -94,7 +94,7 @@ def test_truncated_adapter_is_refused(board: Board, tmp_path: Path) -> None:
 
 
 def test_adapter_without_effect_is_refused(board: Board, make_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    idle = make_adapter(tmp_path / "idle.gguf", 0, strength=0)
+    idle = make_adapter(tmp_path / "idle.gguf", 0, strength=0, base_sha256=board.release.base.base_sha256)
     with pytest.raises(BrokenInput, match="changes nothing"):
         health.probe(install(tmp_path / "root", board.base, {"idle": idle}), timeout=PATIENCE)
 
@@ -102,7 +102,7 @@ def test_adapter_without_effect_is_refused(board: Board, make_adapter: Callable[
 def test_adapter_that_computes_no_numbers_is_refused(
     board: Board, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    bad = make_adapter(tmp_path / "bad.gguf", 0, strength=float("inf"))
+    bad = make_adapter(tmp_path / "bad.gguf", 0, strength=float("inf"), base_sha256=board.release.base.base_sha256)
     with pytest.raises(BrokenInput, match=r"finite|numbers"):
         health.probe(install(tmp_path / "root", board.base, {"bad": bad}), timeout=PATIENCE)
 
