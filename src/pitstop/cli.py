@@ -355,12 +355,23 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
     ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine. [all cores]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Say in JSON when it is ready.")] = False,
 ) -> None:
     """Serve OpenAI's API: every adapter is a model name."""
     with _needs("device", "serving"):
         from pitstop.device import server as stage
-    stage.serve(device, host=host, port=port, api_key_file=api_key_file, no_auth=no_auth, cors=cors or (), as_json=json)
+        from pitstop.device.runtime import Limits
+    stage.serve(
+        device,
+        host=host,
+        port=port,
+        limits=Limits(threads=threads),
+        api_key_file=api_key_file,
+        no_auth=no_auth,
+        cors=cors or (),
+        as_json=json,
+    )
 
 
 @app.command(rich_help_panel=DEVICE)
