@@ -28,7 +28,7 @@ BUNDLES = (Path("bases") / smollm2.NAME / "bundle", Path("runs/home/bundle"), Pa
 QUESTIONS = {
     "home": "turn on the lamp in the kitchen",
     "address": "1600 Pennsylvania Ave NW, Washington, DC 20500",
-    smollm2.NAME: "What is the capital of France?",
+    smollm2.NAME: "Why is the sky blue?",
 }
 FOLLOW_UPS = {
     "home": ("close the blinds in the bedroom", "set a timer for 5 minutes", "is the front door locked"),
