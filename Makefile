@@ -4,9 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := device,workshop,publish,demo,dev
 # llama.cpp is compiled once and pip keeps the wheel. Its picture and sound part and its `common` library are left out:
-# half of what there is to compile. Files are compiled to .pyc when they are first imported: most never are.
+# half of what there is to compile.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tools/llama_only.cmake
-export PIP_NO_COMPILE ?= 1
 
 .PHONY: help venv demo test lint types bench clean
 
