@@ -217,10 +217,21 @@ def test_general_rows_are_texts_or_answers(
 ) -> None:
     project.rows("general.jsonl", [{"text": "Water boils at a hundred\u2028degrees."}, ROW, {"text": "x"}])
     text, answer = dataset.encode_general(Path("general.jsonl"), tokenizer, prompting, 64)
-    assert text.answer_start == answer.answer_start == 1  # a prompt's tokens count too
+    assert text.answer_start == 1
     assert tokenizer.decode(answer.tokens).endswith(ROW["completion"] + "<|im_end|>")
-    short = dataset.encode_general(Path("general.jsonl"), tokenizer, prompting, 5)
-    assert [example.tokens for example in short] == [text.tokens[:5], answer.tokens[:5]]
+
+
+def test_general_rows_are_cut_by_their_own_words(
+    project: Project, tokenizer: PreTrainedTokenizerBase, prompting: Prompting
+) -> None:
+    system = [{"role": "system", "content": "Answer in French."}]
+    conversation = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Très bien."}]
+    rows = [{"text": "Water boils at a hundred degrees."}, ROW, {"messages": [*system, *conversation]}]
+    project.rows("general.jsonl", rows)
+    text, chat, french = dataset.encode_general(Path("general.jsonl"), tokenizer, prompting, 5)
+    assert [len(row.tokens) - row.answer_start for row in (text, chat, french)] == [5, 5, 5]
+    assert tokenizer.decode(chat.tokens[chat.answer_start :]).startswith(ROW["prompt"][:8])
+    assert "Answer in" in tokenizer.decode(french.tokens[french.answer_start :])  # no opening of everybody's
 
 
 def test_bad_general_rows_are_named_by_their_lines(

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,24 +153,31 @@ def encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, prompting: P
 def encode_general(
     path: Path, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, max_tokens: int
 ) -> list[Example]:
-    """Tokenize general rows (text, or prompt and completion), cut to ``max_tokens``.
+    """Tokenize general rows (text, or prompt and completion), cut to ``max_tokens`` words of their own.
 
-    Every token but the first counts, a prompt's too: what the base would say next is known everywhere.
+    What the chat template opens every conversation with is neither counted nor scored: it is the same in all of them,
+    and long enough to leave short rows nothing else. From there on every token counts, a prompt's too: what the base
+    would say next is known everywhere.
 
     Raises:
         UsageError: no such file.
         DatasetError: every line that is neither, or none that holds anything to score.
     """
 
+    anybody = tokenizer(render(prompting, [{"role": "user", "content": "?"}]), add_special_tokens=False)["input_ids"]
+
     def encoded(data: Any, number: int) -> Example:
         if isinstance(data, dict) and isinstance(data.get("text"), str):
-            return Example(tuple(tokenizer(data["text"], add_special_tokens=False)["input_ids"]), 1)
-        return _example(_row(data, number), tokenizer, prompting)
+            tokens, opening = tuple(tokenizer(data["text"], add_special_tokens=False)["input_ids"]), 1
+        else:
+            tokens = _example(_row(data, number), tokenizer, prompting).tokens
+            opening = max(1, len(commonprefix([tokens, tuple(anybody)])))
+        return Example(tokens[: opening + max_tokens], opening)
 
-    found = (Example(one.tokens[:max_tokens], 1) for one in _read_lines(path, encoded))
+    found = _read_lines(path, encoded)
     examples = [example for example in found if example.answer_start < len(example.tokens)]
     if not examples:
-        raise DatasetError(f"no general row has anything to score within {max_tokens} tokens", where=path)
+        raise DatasetError(f"no general row has anything to score", where=path)
     return examples
 
 

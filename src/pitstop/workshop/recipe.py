@@ -73,7 +73,7 @@ class Retain:
     share: float = 0.5  # general rows a task row
     kl: float = 1.0  # weight of KL(base || adapted) on the general rows, in nats per token
     replay: float = 0.0  # weight of the ordinary loss on the general rows
-    max_tokens: int = 64  # general rows are cut to this
+    max_tokens: int = 64  # of its own that a general row is cut to
 
 
 @dataclass(frozen=True)
