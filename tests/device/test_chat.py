@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -62,11 +63,11 @@ def test_full_conversation_forgets_its_oldest_question(board: Board, capsys: pyt
 
 
 def test_stats_say_what_an_answer_cost(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
-    conversation = Conversation(runtime, ALPHA, SAMPLING)
+    conversation = Conversation(runtime, ALPHA, replace(SAMPLING, max_tokens=5))
     converse(conversation, ["/stats", QUESTIONS[0], QUESTIONS[1], "/stats"])
     said = capsys.readouterr().out
     assert said.startswith("nothing was answered yet\nadapters in memory: none\n")
-    assert re.search(r"\nthe last answer: 12 tokens, [0-9,.]+ tokens/s, the first after [0-9,]+ ms\n", said)
+    assert re.search(r"\nthe last answer: 5 tokens, [0-9,.]+ tokens/s, the first after [0-9,]+ ms\n", said)
     assert (counts := re.search(r"\nits prompt: ([0-9]+) tokens, ([0-9]+) of them from", said))
     assert 0 < int(counts[2]) < int(counts[1])
     assert re.search(r"\nadapters in memory: alpha \([0-9.]+ MB\)\n$", said)

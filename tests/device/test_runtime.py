@@ -254,7 +254,7 @@ class Faulty(LlamaEngine):
     """An engine with a fault of its own under one question."""
 
     def _say(self, stream: LlamaStream, row: np.ndarray) -> Piece:
-        if stream.usage.completion_tokens == 3 and "Name three" in self.detokenize(stream.prompt):
+        if stream.usage.completion_tokens == 3 and QUESTIONS[1] in self.detokenize(stream.prompt):
             raise ZeroDivisionError("a fault")
         return super()._say(stream, row)
 
