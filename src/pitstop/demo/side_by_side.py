@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -104,6 +105,13 @@ def _stop(work: Sequence[Future[Stages]], running: Sequence[subprocess.Popen[str
             child.kill()
 
 
+@dataclass
+class _Work:
+    begun: float  # seconds of the clock
+    first: float  # units done then
+    last: float = 0.0  # units done when it was last heard of
+
+
 class _Picture:
     """One line for each chain: a bar on a terminal, plain lines elsewhere."""
 
@@ -111,7 +119,7 @@ class _Picture:
         self._console, self._bars = console, bars
         self._tasks: dict[str, tuple[str, TaskID]] = {}
         self._shown: dict[str, float] = {}  # chain -> when its last plain line was
-        self._begun: dict[str, tuple[float, float]] = {}  # work -> when it began, and how far it was then
+        self._begun: dict[str, _Work] = {}
         self._lock = threading.Lock()
 
     def advance(self, name: str, event: dict[str, Any]) -> None:
@@ -140,11 +148,14 @@ class _Picture:
     def _line(self, name: str, event: dict[str, Any]) -> None:
         what, done, total, unit = event["progress"], event["done"], event["total"], event["unit"]
         now = monotonic()
-        begun, first = self._begun.setdefault(what, (now, done))
+        work = self._begun.get(what)
+        if work is None or done < work.last:  # it comes again: its rate counts from its own beginning
+            work = self._begun[what] = _Work(now, done)
+        work.last = done
         if done < total and now - self._shown.get(name, 0.0) < LINE_EVERY:
             return
         self._shown[name] = now
-        rate = (done - first) / (now - begun) if now > begun else 0.0
+        rate = (done - work.first) / (now - work.begun) if now > work.begun else 0.0
         left = f", {rate:,.1f} {unit}/s, {(total - done) / rate:,.0f} s left" if rate else ""
         text = f"  {what}: {done:,.0f}/{total:,.0f} {unit}{left}  {event['note']}"
         self._console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,13 +171,14 @@ def encode_general(
             tokens, opening = tuple(tokenizer(data["text"], add_special_tokens=False)["input_ids"]), 1
         else:
             tokens = _example(_row(data, number), tokenizer, prompting).tokens
-            opening = max(1, len(commonprefix([tokens, tuple(anybody)])))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, anybody, strict=False))
+            opening = max(1, len(list(same)))
         return Example(tokens[: opening + max_tokens], opening)
 
     found = _read_lines(path, encoded)
     examples = [example for example in found if example.answer_start < len(example.tokens)]
     if not examples:
-        raise DatasetError(f"no general row has anything to score", where=path)
+        raise DatasetError("no general row has anything to score", where=path)
     return examples
 
 
