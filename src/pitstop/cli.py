@@ -356,6 +356,11 @@ def serve(
         list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine. [all cores]")] = None,
+    own_lanes: Annotated[
+        int, typer.Option(min=0, help="Adapters with conversations of their own: faster swaps, more memory.")
+    ] = 2,
+    parked_mb: Annotated[int, typer.Option(min=0, help="Memory for conversations that make room for others.")] = 64,
+    parked_disk_mb: Annotated[int, typer.Option(min=0, help="Disk for those beyond that.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Say in JSON when it is ready.")] = False,
 ) -> None:
     """Serve OpenAI's API: every adapter is a model name."""
@@ -366,7 +371,13 @@ def serve(
         device,
         host=host,
         port=port,
-        limits=Limits(threads=threads),
+        limits=Limits(
+            threads=threads,
+            own_lanes=own_lanes,
+            parked_memory=parked_mb << 20,
+            parked_disk=parked_disk_mb << 20,
+            parked_folder=device / "parked",
+        ),
         api_key_file=api_key_file,
         no_auth=no_auth,
         cors=cors or (),

@@ -108,8 +108,11 @@ def open_llama(f16_gguf: Path) -> Iterator[Callable[..., Any]]:
     """Open a llama engine of any kind; it is closed at the end."""
     opened: list[LlamaEngine] = []
 
-    def make(kind: type[LlamaEngine] = LlamaEngine, *, sequences: int = 3, path: Path = f16_gguf) -> LlamaEngine:
-        engine = kind(path, base_sha256=SHA256, context_length=CONTEXT, sequences=sequences, threads=1)
+    def make(
+        kind: type[LlamaEngine] = LlamaEngine, *, sequences: int = 3, path: Path = f16_gguf, own_lanes: int = 0
+    ) -> LlamaEngine:
+        options = {"context_length": CONTEXT, "sequences": sequences, "threads": 1, "own_lanes": own_lanes}
+        engine = kind(path, base_sha256=SHA256, **options)
         opened.append(engine)
         return engine
 

@@ -55,6 +55,10 @@ class Limits:
     sequences: int = 8  # conversations in memory, and requests answered at the same time
     waiting: int = 64  # requests that may wait beyond those
     threads: int | None = None  # None: the engine's choice
+    own_lanes: int = 2  # adapters that may get conversations of their own beside the shared ones: faster swaps
+    parked_memory: int = 64 << 20  # bytes for conversations that make room for others
+    parked_disk: int = 0  # bytes for those beyond that
+    parked_folder: Path | None = None  # where they lie; None: nowhere
     adapter_budget: int | None = None  # bytes of adapters in memory; None: all that are asked for
 
 

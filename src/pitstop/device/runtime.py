@@ -27,6 +27,7 @@ from pitstop.device.request import (
 from pitstop.device.store import Release, Store
 from pitstop.device.worker import Worker
 from pitstop.engines.base import Engine, Sampling
+from pitstop.engines.parking import Parking
 from pitstop.engines.template import Message, render
 from pitstop.errors import UsageError
 
@@ -76,6 +77,8 @@ class Runtime:
             context_length=min(limits.context_length, base.context_length),
             sequences=limits.sequences,
             threads=limits.threads,
+            own_lanes=limits.own_lanes,
+            parking=Parking(limits.parked_memory, limits.parked_disk, limits.parked_folder),
         )
         adapters = [ServedModel(name, bundle, path) for name, (bundle, path) in release.adapters().items()]
         return cls(engine, [ServedModel(base.name, base), *adapters], limits)

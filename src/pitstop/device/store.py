@@ -6,6 +6,7 @@
     <root>/releases/<sha256>.json   the manifests of one release, byte for byte
     <root>/blobs/sha256/<hex>       complete and verified, or not there; read-only
     <root>/partial/<hex>            on its way in; a later run goes on where it stops
+    <root>/parked/                  conversations that `pitstop serve` parks: files without names, gone when it ends
 
 The power may go at any moment: afterwards the release that was good is good still, or the new one is.
 """

@@ -174,6 +174,8 @@ class Worker:
 
     def _work(self) -> None:
         while True:
+            while not (self._stopping or self._orders or self._waiting or self._live) and self._settle():
+                pass
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._orders or self._waiting or self._live)
                 if self._stopping:
@@ -189,6 +191,13 @@ class Worker:
         for request in tuple(self._live):
             self._end(request, _cut_short())
         self._engine.close()
+
+    def _settle(self) -> bool:
+        try:
+            return self._engine.settle()
+        except Exception:  # it was not asked for by anybody
+            _log.exception("the engine failed while nothing was asked of it")
+            return False
 
     def _take_orders(self) -> None:
         while self._orders:

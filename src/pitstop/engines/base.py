@@ -186,6 +186,10 @@ class Engine(ABC):
             stream.finished = pieces[-1] is None or bool(stream.usage.finish_reason)
         return pieces
 
+    def settle(self) -> bool:
+        """Use a moment in which nothing is asked for to make later answers faster; tell whether more can be done."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Give back memory and files; the engine is of no use afterwards."""

@@ -4,8 +4,9 @@ KV belongs to (base, adapters, scales, tokens). A session is one sequence of the
 the tag they were computed under; a session of another tag is never continued, only emptied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pitstop.errors import Busy
 
@@ -17,6 +18,11 @@ class Tag:
     """Under what KV was computed: the adapters with their scales. A new load of a name is another generation."""
 
     adapters: tuple[tuple[str, int, float], ...] = ()  # (name, generation, scale)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(name for name, _, _ in self.adapters)
 
 
 BASE_TAG = Tag()
@@ -38,9 +44,27 @@ class Place:
     """Where a prompt goes, and what of it is there already."""
 
     session: Session
-    common: int  # tokens of the prompt that the session holds
+    prompt_length: int  # tokens
+    common: int  # of them that the session holds
     donor: Session | None = None  # another session that holds more of it, to copy from
     lent: int = 0  # tokens that the donor holds
+
+    @property
+    def displaces(self) -> bool:
+        """Whether the session holds another conversation, which has to make room."""
+        return self.session.tag is not None and not _continues(self.session, self.common, self.prompt_length)
+
+
+class Held(Protocol):
+    """Tokens with their KV, wherever that is."""
+
+    @property
+    def tag(self) -> Tag | None:
+        """Under what it was computed."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Whose KV it is."""
 
 
 class Sessions:
@@ -49,6 +73,14 @@ class Sessions:
     def __init__(self, count: int) -> None:
         self._all = [Session(sequence) for sequence in range(count)]
         self._requests = 0
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._all)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being made in any of them."""
+        return any(session.busy for session in self._all)
 
     def take(self, tag: Tag, tokens: Sequence[int]) -> Place:
         """Return a session for a prompt, marked busy.
@@ -67,7 +99,7 @@ class Sessions:
                 cure="finish or close one, or open the engine with more sequences",
             )
         common = {session.sequence: common_prefix(session, tag, tokens) for session in self._all}
-        continued = [session for session in idle if _continues(session, common[session.sequence], tokens)]
+        continued = [session for session in idle if _continues(session, common[session.sequence], len(tokens))]
         if continued:
             chosen = max(continued, key=lambda session: (common[session.sequence], session.used))
         else:
@@ -78,28 +110,24 @@ class Sessions:
         donor = max(self._all, key=lambda session: common[session.sequence])
         lent = common[donor.sequence]
         if lent - kept < COPY_WORTH:
-            return Place(chosen, kept)
-        return Place(chosen, kept, donor, lent)
+            return Place(chosen, len(tokens), kept)
+        return Place(chosen, len(tokens), kept, donor, lent)
 
     def tagged(self, adapter: str) -> list[Session]:
         """Return the sessions that hold anything computed under an adapter of this name."""
-        return [
-            session
-            for session in self._all
-            if session.tag is not None and any(name == adapter for name, _, _ in session.tag.adapters)
-        ]
+        return [session for session in self._all if session.tag is not None and adapter in session.tag.names]
 
 
-def common_prefix(session: Session, tag: Tag, tokens: Sequence[int]) -> int:
-    """Return how many tokens of the prompt the session holds, computed under this tag."""
-    if session.tag != tag:
+def common_prefix(held: Held, tag: Tag, tokens: Sequence[int]) -> int:
+    """Return how many tokens of the prompt are held, computed under this tag."""
+    if held.tag != tag:
         return 0
-    length = min(len(session.tokens), len(tokens))
-    if session.tokens[:length] == list(tokens[:length]):
+    length = min(len(held.tokens), len(tokens))
+    if held.tokens[:length] == list(tokens[:length]):
         return length
-    return next(index for index in range(length) if session.tokens[index] != tokens[index])
+    return next(index for index in range(length) if held.tokens[index] != tokens[index])
 
 
-def _continues(session: Session, common: int, tokens: Sequence[int]) -> bool:
+def _continues(session: Session, common: int, prompt_length: int) -> bool:
     # Conversations share a system message: a new one must not throw away most of an old one for the sake of that.
-    return common > 0 and (common == len(tokens) or 2 * common >= len(session.tokens))
+    return common > 0 and (common == prompt_length or 2 * common >= len(session.tokens))

@@ -2,7 +2,8 @@
 
 llama.cpp keeps KV across a change of adapters and would answer from it. So every conversation is a sequence of its own,
 tagged with what it was computed under (`sessions`), every evaluation sets its adapters first, and a swap is nothing but
-the next evaluation in another sequence.
+the next evaluation in another sequence; of another context if there are several (`lanes`). A conversation that makes
+room for another may be parked (`parking`) and come back.
 """
 
 import codecs
@@ -16,9 +17,11 @@ import numpy as np
 from pitstop.bundle.formats import check_adapter, read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
-from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, Part, cores, reason
+from pitstop.engines.llama.lanes import Lane, Lanes
+from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
-from pitstop.engines.sessions import Session, Sessions, Tag
+from pitstop.engines.parking import Parking
+from pitstop.engines.sessions import COPY_WORTH, Place, Session, Tag
 from pitstop.errors import BrokenInput, Busy, FormatError, NoEffect, UsageError
 
 CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
@@ -38,6 +41,7 @@ class LlamaStream(Stream):
     use: Use
     usage: Usage
     tag: Tag
+    lane: Lane
     session: Session
     prompt: list[int]
     sampling: Sampling
@@ -67,6 +71,8 @@ class LlamaEngine(Engine):
         context_length: int = 2048,
         sequences: int = 8,
         threads: int | None = None,
+        own_lanes: int = 0,
+        parking: Parking | None = None,
     ) -> None:
         """Load a base.
 
@@ -75,6 +81,8 @@ class LlamaEngine(Engine):
             context_length: tokens of one conversation.
             sequences: conversations kept in memory; each takes ``context_length`` tokens of KV.
             threads: None takes every core this process may use.
+            own_lanes: so many adapters get a context of their own, with ``sequences`` as well: a swap costs nothing.
+            parking: where conversations go that make room for others; None: they are read again if they come back.
 
         Raises:
             MissingExtra: llama-cpp-python is not installed.
@@ -99,12 +107,17 @@ class LlamaEngine(Engine):
             # One sequence more than there are conversations: for what is evaluated from nothing.
             self._scratch = sequences
             self._scratch_taken = False
-            self._context = Context(self._model, context_length, sequences + 1, threads or cores())
+            self._lanes = Lanes(
+                lambda: Context(self._model, context_length, sequences + 1, threads or cores()),
+                sequences + 1,
+                own_lanes,
+                self._park,
+            )
         except BaseException:
             self._model.free()
             raise
         self._closed = False
-        self._sessions = Sessions(sequences)
+        self._parking = Parking() if parking is None else parking
         self._loaded: dict[str, _Loaded] = {}
         self._generation = 0
 
@@ -144,10 +157,8 @@ class LlamaEngine(Engine):
         self._check_open()
         if name not in self._loaded:
             raise UsageError(f"no adapter {name!r} is loaded")
-        for session in self._sessions.tagged(name):
-            self._empty(session)
-        # The context must let go first: a later adapter can get the same address, and would count as "unchanged".
-        self._context.set_adapters(())
+        self._parking.drop(name)
+        self._lanes.forget(name)
         self._model.free_adapter(self._loaded.pop(name).pointer)
 
     def tokenize(self, text: str) -> list[int]:
@@ -184,20 +195,20 @@ class LlamaEngine(Engine):
             raise UsageError(f"first is {first}, it must be from 0 to {len(tokens) - 1}")
         if self._scratch_taken:
             raise Busy("another evaluation from nothing goes on", cure="read it to its end, or close it")
-        scratch = Session(self._scratch)
+        lane, scratch = self._lanes.shared, Session(self._scratch)
         self._scratch_taken = True
         try:
-            self._empty(scratch)
+            lane.empty(scratch)
             while (at := len(scratch.tokens)) < len(tokens):
                 end = min(len(tokens), at + BATCH, max(at, first) + OUTPUTS)
                 wanted = max(0, end - max(at, first))
-                self._evaluate(tag, [(scratch, tokens[at:end], wanted)])
+                self._evaluate(lane, tag, [(scratch, tokens[at:end], wanted)])
                 if wanted:
-                    yield self._context.rows(wanted)
+                    yield lane.context.rows(wanted)
         finally:
             self._scratch_taken = False
             if not self._closed:
-                self._empty(scratch)
+                lane.empty(scratch)
 
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
@@ -250,40 +261,66 @@ class LlamaEngine(Engine):
 
         sampler = Sampler(self._model, sampling)
         try:
-            place = self._sessions.take(tag, tokens)
+            lane = self._lanes.of(tag)
+            place = lane.sessions.take(tag, tokens)
         except BaseException:
             sampler.close()
             raise
         session = place.session
-        if place.donor is not None:
-            self._context.copy(place.donor.sequence, session.sequence)
-        # The last token is always evaluated: the logits that choose the next one must be of this request.
-        kept = self._context.cut(session.sequence, min(max(place.common, place.lent), len(tokens) - 1))
-        session.tag, session.tokens = tag, list(tokens[:kept])
+        kept = self._bring_in(lane, place, tag, tokens)
         usage.prompt_tokens, usage.reused_tokens = len(tokens), kept
         wording = Wording(self.context_length - len(tokens), sampling, usage, text_of, self._model.ends)
         waiting = list(tokens[kept:])
-        stream = LlamaStream(use, usage, tag, session, list(tokens), sampling, sampler, wording, waiting)
+        stream = LlamaStream(use, usage, tag, lane, session, list(tokens), sampling, sampler, wording, waiting)
         if wording.finished:
             stream.close()
         return stream
+
+    def _bring_in(self, lane: Lane, place: Place, tag: Tag, tokens: Sequence[int]) -> int:
+        """Let a session hold as much of a prompt as there is anywhere, and return how many tokens that is."""
+        session, context = place.session, lane.context
+        if place.displaces:
+            self._park(lane, session)
+        held = max(place.common, place.lent)
+        common, parked = self._parking.longest(tag, tokens)
+        if parked is not None and common - held >= COPY_WORTH:
+            state = self._parking.take(parked)
+            held = common if state is not None and context.restore(session.sequence, state) else 0
+        elif place.donor is not None:
+            context.copy(place.donor.sequence, session.sequence)
+        # The last token is always evaluated: the logits that choose the next one must be of this request.
+        kept = context.cut(session.sequence, min(held, len(tokens) - 1))
+        session.tag, session.tokens = tag, list(tokens[:kept])
+        return kept
+
+    def _park(self, lane: Lane, session: Session) -> None:
+        """Keep what a session holds, if there is room and reading it again would take longer than that."""
+        if session.tag is None or len(session.tokens) < COPY_WORTH:
+            return
+        if self._parking.has_room(lane.context.state_size(session.sequence)):
+            self._parking.put(session.tag, session.tokens, lane.context.state(session.sequence))
+
+    def settle(self) -> bool:
+        self._check_open()
+        return self._lanes.settle()
 
     def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
         wanted = [stream for stream in streams if isinstance(stream, LlamaStream) and not stream.finished]
         if not wanted:
             return [None] * len(streams)
-        if any(stream.use != wanted[0].use for stream in wanted):
+        if any(stream.use != wanted[0].use or stream.lane is not wanted[0].lane for stream in wanted):
             raise UsageError("answers of different adapters cannot be evaluated together")
         taken = self._portions(wanted)
         try:
-            self._evaluate(wanted[0].tag, [(stream.session, tokens, int(last)) for stream, tokens, last in taken])
+            portions = [(stream.session, tokens, int(last)) for stream, tokens, last in taken]
+            self._evaluate(wanted[0].lane, wanted[0].tag, portions)
         except BaseException:
             for stream in wanted:
                 stream.close()
             raise
         said: dict[LlamaStream, Piece] = {}
         ready = [stream for stream, _, last in taken if last]
-        rows = self._context.rows(len(ready)) if ready else ()
+        rows = wanted[0].lane.context.rows(len(ready)) if ready else ()
         for stream, tokens, _ in taken:
             del stream.waiting[: len(tokens)]
         for stream, row in zip(ready, rows, strict=True):
@@ -319,23 +356,13 @@ class LlamaEngine(Engine):
             stream.waiting.append(token)
         return Piece(token, text, logprob, top)
 
-    def _evaluate(self, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> None:
-        """Evaluate tokens at the ends of sessions, under one tag and no other."""
+    def _evaluate(self, lane: Lane, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> None:
+        """Evaluate tokens at the ends of sessions of one lane, under one tag and no other."""
         self._check_open()
-        self._context.set_adapters(self._pointers(tag))
-        parts = [Part(session.sequence, len(session.tokens), tokens, last) for session, tokens, last in portions]
-        status = self._context.decode(parts)
+        status = lane.evaluate(tag, self._pointers(tag), portions)
         if status != 0:
-            for session, _, _ in portions:
-                self._empty(session)
             count = sum(len(tokens) for _, tokens, _ in portions)
             raise BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
-        for session, tokens, _ in portions:
-            session.tokens.extend(tokens)
-
-    def _empty(self, session: Session) -> None:
-        self._context.cut(session.sequence, 0)
-        session.tag, session.tokens = None, []
 
     def _check_request(self, tokens: Sequence[int], use: Use, sampling: Sampling) -> Tag:
         tag = self._tag(use)
@@ -365,5 +392,6 @@ class LlamaEngine(Engine):
         if not self._closed:
             self._closed = True
             self._loaded.clear()
-            self._context.free()
+            self._parking.clear()
+            self._lanes.close()
             self._model.free()

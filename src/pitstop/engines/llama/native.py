@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pitstop.engines.base import Logits
 from pitstop.errors import FormatError, MissingExtra, UsageError
@@ -205,6 +206,23 @@ class Context:
         """Make a sequence hold what another one holds; whole, for the streams of two sequences are two buffers."""
         self.llama.llama_memory_seq_rm(self.memory, target, -1, -1)
         self.llama.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def state_size(self, sequence: int) -> int:
+        """Return how many bytes the state of a sequence has."""
+        return int(self.llama.llama_state_seq_get_size(self.pointer, sequence))
+
+    def state(self, sequence: int) -> NDArray[np.uint8]:
+        """Return what a sequence holds, to be restored in any context of the same model and settings."""
+        state = np.empty(self.state_size(sequence), np.uint8)
+        room = ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+        count = self.llama.llama_state_seq_get_data(self.pointer, room, len(state), sequence)
+        return state[:count]
+
+    def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Make a sequence hold what `state` returned, and nothing else; tell whether that worked."""
+        self.llama.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+        data = ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+        return bool(self.llama.llama_state_seq_set_data(self.pointer, data, len(state), sequence))
 
     def set_adapters(self, adapters: Sequence[tuple[Any, float]]) -> None:
         """Set the adapters (pointer, scale) of the next decodes; none is the plain base."""
