@@ -34,7 +34,7 @@ class BigramEngine(Engine):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.loaded)
 
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         self.loaded[name] = np.load(path)
 
     def add(self, name: str, table: np.ndarray) -> Use:

@@ -8,7 +8,8 @@
     └── BrokenInput         3     a file, row or download is not what it must be
         ├── RecordError           a JSON or TOML record: every problem of it at once
         ├── FormatError           a GGUF, ONNX or safetensors file
-        │   └── NoEffect          an adapter that changes nothing
+        │   ├── NoEffect          an adapter that changes nothing
+        │   └── NotFinite         an adapter, or a scale of one, under which the model computes no numbers
         ├── DatasetError          a row of a dataset or suite
         ├── BaseMismatch          an adapter and a base that do not belong together
         ├── Untrusted             metadata or bytes that fail verification
@@ -80,6 +81,10 @@ class FormatError(BrokenInput):
 
 class NoEffect(FormatError):
     """An adapter with which the base computes what it computes without."""
+
+
+class NotFinite(FormatError):
+    """An adapter, or a scale of one, under which the model computes infinities or NaN."""
 
 
 class DatasetError(BrokenInput):

@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pitstop.errors import BrokenInput, PitstopError, StorageError
+from pitstop.errors import BrokenInput, PitstopError, StorageError, Untrusted
 
 CHUNK = 1 << 20  # bytes read at a time while hashing
 
@@ -20,14 +21,46 @@ def sha256_file(path: Path) -> str:
     Raises:
         BrokenInput: the file is missing or cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+            return _sha256(file)
     except OSError as error:
         raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def open_verified(path: Path, sha256: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a regular file that has this digest; what is read from it is what was hashed, whatever takes its name later.
+
+    Args:
+        sha256: None: any.
+
+    Raises:
+        BrokenInput: the file is missing, not regular or cannot be read.
+        Untrusted: it has another digest.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise BrokenInput(f"{path.name} is no regular file", where=path)
+        file = path.open("rb")
+    except OSError as error:
+        raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
+    with file:
+        try:
+            found = None if sha256 is None else _sha256(file)
+            file.seek(0)
+        except OSError as error:
+            raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
+        if found != sha256:
+            raise Untrusted(f"{path.name} is not what was verified: its SHA-256 is {found}, not {sha256}", where=path)
+        yield file
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pitstop.device.request import Event, Finished, Request, Said, ServedModel, 
 from pitstop.device.runtime import Runtime
 from pitstop.engines.base import Sampling
 from pitstop.engines.llama import LlamaEngine
-from pitstop.errors import BaseMismatch, BrokenInput, Busy, FormatError, NoEffect, PitstopError, UsageError
+from pitstop.errors import BaseMismatch, BrokenInput, Busy, FormatError, NoEffect, PitstopError, Untrusted, UsageError
 from serving import (
     ALPHA,
     BASE,
@@ -30,6 +30,7 @@ from serving import (
     ask,
     cold_stack,
     damage,
+    install,
     wait_for,
 )
 
@@ -353,19 +354,32 @@ def test_a_file_that_changed_is_not_loaded_again(board: Board, make_adapter: Mak
         runtime.load_adapter("local", path)
         text_of(runtime, ALPHA)
         make_adapter(path, 9, base_sha256=digest)
-        with pytest.raises(BrokenInput, match="has changed since"):
+        with pytest.raises(Untrusted, match="has changed since it was loaded"):
             text_of(runtime, "local")
         assert text_of(runtime, ALPHA) == board.expected[ALPHA, QUESTION]
 
 
+def test_an_installed_file_that_rots_is_not_loaded(board: Board, tmp_path: Path) -> None:
+    release = install(tmp_path, board.base, board.adapters)
+    blob = release.adapters()[ALPHA][1]
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\1")  # a weight is another one, and the file is sound otherwise
+    with Runtime.from_release(release, LIMITS) as runtime:
+        with pytest.raises(Untrusted, match="has changed since it was installed"):
+            text_of(runtime, ALPHA)
+        assert text_of(runtime, BETA) == board.expected[BETA, QUESTION]
+
+
 def test_a_fault_of_the_release_is_remembered_until_it_is_gone(board: Board, tmp_path: Path) -> None:
     good = board.adapters[ALPHA]
-    path = damage(good, tmp_path / "alpha.gguf", 100_000)
+    path = tmp_path / "alpha.gguf"
     bundle = board.release.adapters()[ALPHA][0]
     base = board.release.base
     engine = LlamaEngine(board.base, base_sha256=base.base_sha256, context_length=256, sequences=2, threads=1)
     with Runtime(engine, [ServedModel(BASE, base), ServedModel(ALPHA, bundle, path)]) as runtime:
-        with pytest.raises(FormatError):
+        with pytest.raises(BrokenInput, match="cannot read"):
             text_of(runtime, ALPHA)
         assert set(runtime.faults) == {ALPHA}
         path.write_bytes(good.read_bytes())

@@ -1,5 +1,6 @@
 """What only the llama engine has: sessions, the gate before the loader, llama.cpp's own voice, quantization."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from pitstop.demo.smollm2 import SHA256
 from pitstop.engines import sessions
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine, quantize
-from pitstop.errors import Busy, FormatError, MissingExtra, StorageError, UsageError
+from pitstop.engines.llama.lanes import Lane
+from pitstop.engines.llama.native import Model
+from pitstop.errors import Busy, FormatError, MissingExtra, NotFinite, StorageError, Untrusted, UsageError
+from pitstop.files import sha256_file
 
 Make = Callable[..., Path]
 ROUNDING = 0.1  # as in test_contract: what evaluation in other portions may move a logit by
@@ -258,3 +262,62 @@ def test_a_quantization_that_cannot_be_leaves_nothing(smollm2_gguf: Path, gguf_a
     with pytest.raises(StorageError):
         quantize(smollm2_gguf, Path("/proc/made.gguf"), "q8_0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_that_was_hashed_is_the_one_that_is_loaded(
+    open_llama: Any, gguf_adapter: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, path = open_llama(), tmp_path / "adapter.gguf"
+    shutil.copy(gguf_adapter(seed=1), path)
+    load = Model.load_adapter
+
+    def swapped(model: Model, name: Path, file: Any) -> Any:
+        shutil.copy(gguf_adapter(seed=2), tmp_path / "other.gguf")
+        (tmp_path / "other.gguf").replace(path)  # between the check and the load the name gets another file
+        return load(model, name, file)
+
+    monkeypatch.setattr(Model, "load_adapter", swapped)
+    engine.load_adapter("one", path, sha256=sha256_file(path))
+    monkeypatch.undo()
+    engine.load_adapter("same", gguf_adapter(seed=1))
+    tokens = engine.tokenize(prompt(QUESTIONS[0]))
+    assert np.array_equal(engine.logits(tokens, Use("one")), engine.logits(tokens, Use("same")))
+    engine.close()
+
+
+def test_a_file_with_another_digest_is_not_loaded(llama: LlamaEngine, gguf_adapter: Make) -> None:
+    with pytest.raises(Untrusted, match="not what was verified"):
+        llama.load_adapter("one", gguf_adapter(seed=1), sha256="0" * 64)
+    assert llama.adapters == ()
+
+
+HUGE = Use("one", 1e38)  # under it the model computes NaN
+
+
+def test_values_that_are_not_finite_reach_nobody_else(open_llama: Any, gguf_adapter: Make) -> None:
+    engine, tokens = open_llama(sequences=1), list(range(100, 140))
+    engine.load_adapter("one", gguf_adapter())
+    cold = engine.logits(tokens[:20])
+    assert np.isnan(engine.logits(tokens, HUGE)[-1]).all()
+    assert np.array_equal(engine.logits(tokens[:20]), cold)
+
+    expected = ask(engine, QUESTIONS[0])
+    with pytest.raises(NotFinite, match="smaller scale"):
+        ask(engine, prompt(QUESTIONS[0]), HUGE)
+    assert ask(engine, QUESTIONS[0]) == expected
+
+    long = engine.tokenize(prompt(" ".join(QUESTIONS * 6)))
+    unread = engine.start(long, HUGE, Sampling(), Usage())
+    blocks = engine.logits_blocks(long, HUGE, first=len(long) - 1)
+    next(blocks)
+    blocks.close()  # before its last row was looked at by anybody
+    unread.close()
+    assert np.array_equal(engine.logits(tokens[:20]), cold)
+    assert ask(engine, QUESTIONS[0]) == expected
+    engine.close()
+
+
+def test_that_test_can_fail(open_llama: Any, gguf_adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lane, "heal", Lane.empty)  # as if masked values did no harm
+    with pytest.raises(AssertionError):
+        test_values_that_are_not_finite_reach_nobody_else(open_llama, gguf_adapter)

@@ -6,6 +6,7 @@ offset before it is compared with the bytes that are there. Every malformation i
 
 import json
 import math
+import os
 import re
 import stat
 import struct
@@ -221,17 +222,22 @@ class _Reader:
             read(length)
 
 
-def read_gguf(path: Path) -> GgufHeader:
+def read_gguf(path: Path, file: IO[bytes] | None = None) -> GgufHeader:
     """Read the header of a GGUF file and check it against the file's size.
+
+    Args:
+        file: the file, if it is open already, at its beginning; ``path`` is its name then.
 
     Raises:
         FormatError: it cannot be read, is no GGUF of version 2 or 3, is truncated, or has a count, length, shape, type
             or offset that a well-formed file cannot have.
     """
     try:
+        if file is not None:
+            return _read_gguf(_Reader(file, path, os.fstat(file.fileno()).st_size))
         size = _regular_size(path)
-        with path.open("rb") as file:
-            return _read_gguf(_Reader(file, path, size))
+        with path.open("rb") as opened:
+            return _read_gguf(_Reader(opened, path, size))
     except OSError as error:
         raise FormatError(f"cannot read {path.name}: {error.strerror or error}", where=path) from error
 

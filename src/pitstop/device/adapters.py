@@ -13,7 +13,7 @@ from pitstop.bundle.manifest import Artifact, Bundle
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import ServedModel, Stack, UnknownModel
 from pitstop.engines.base import Engine
-from pitstop.errors import BaseMismatch, BrokenInput, Busy, FormatError, NoEffect, UsageError
+from pitstop.errors import BaseMismatch, BrokenInput, Busy, FormatError, NoEffect, Untrusted, UsageError
 from pitstop.files import sha256_file
 
 
@@ -202,7 +202,10 @@ class Residents:
             self._check(model, model.path)
             size = _size(model)
             self._make_room(model, size, in_use)
-            self._engine.load_adapter(model.key, model.path)
+            self._engine.load_adapter(model.key, model.path, sha256=_digest(model))
+        except Untrusted as error:
+            self._refused(model, error)
+            raise _changed(model) from error
         except BrokenInput as error:
             self._refused(model, error)
             raise
@@ -219,9 +222,6 @@ class Residents:
                 where=path,
                 cure="run `pitstop update`",
             )
-        if model.local and check_file(path) != model.bundle.artifacts[0].sha256:
-            cure = "unload it, and load it again"
-            raise BrokenInput(f"the file of {model.name} has changed since it was loaded", where=path, cure=cure)
 
     def _refused(self, model: ServedModel, error: BrokenInput) -> None:
         reason = "no_effect" if isinstance(error, NoEffect) else "damaged"
@@ -246,6 +246,17 @@ class Residents:
             self._engine.unload_adapter(model.key)
             del self._inside[model.key]
         self._pinned.discard(model.key)
+
+
+def _digest(model: ServedModel) -> str:
+    return next(artifact.sha256 for artifact in model.bundle.artifacts if artifact.role == "adapter")
+
+
+def _changed(model: ServedModel) -> Untrusted:
+    since, cure = "it was loaded", "unload it, and load it again"
+    if not model.local:
+        since, cure = "it was installed", "delete it and run `pitstop update`, which fetches it again"
+    return Untrusted(f"the file of {model.name} has changed since {since}", where=model.path, cure=cure)
 
 
 def check_file(path: Path) -> str:

@@ -91,11 +91,16 @@ class Engine(ABC):
     vocabulary_size: int
 
     @abstractmethod
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         """Load an adapter under a name of the caller's choice; all or nothing.
+
+        Args:
+            sha256: digest that the file of its weights must have; the very bytes that were hashed are loaded.
 
         Raises:
             UsageError: the name is taken.
+            BrokenInput: the file is missing or cannot be read.
+            Untrusted: it has another digest.
             FormatError: the file is damaged or is no adapter this engine can run.
             BaseMismatch: it was trained on another base.
         """

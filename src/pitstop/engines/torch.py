@@ -13,12 +13,13 @@ from pitstop.bundle.formats import check_base_sha256, read_safetensors
 from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use
 from pitstop.errors import FormatError, MissingExtra, UsageError
+from pitstop.files import open_verified
 
 try:
     import torch
     from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.helpers import rescale_adapter_scale
-    from safetensors.torch import load_file
+    from safetensors.torch import load
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
     from transformers.generation.logits_process import LogitsProcessor
 except ImportError as missing:
@@ -79,7 +80,7 @@ class TorchEngine(Engine):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self._inner)
 
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         """Load a PEFT adapter folder: its config, safetensors weights, and `pitstop.json` that names its base."""
         self._check_open()
         if name in self._inner:
@@ -87,7 +88,7 @@ class TorchEngine(Engine):
         check_base_sha256(_base_of(path), self.base_sha256, where=path)
         config = _config_of(path)
         self._check_modules(config, path)
-        weights = _weights_of(path)
+        weights = _weights_of(path, sha256)
         self._count += 1
         inner = f"adapter{self._count}"
         self._inner[name] = inner
@@ -457,10 +458,11 @@ def _config_of(folder: Path) -> LoraConfig:
     return config
 
 
-def _weights_of(folder: Path) -> dict[str, torch.Tensor]:
+def _weights_of(folder: Path, sha256: str | None) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
     read_safetensors(path)
-    weights: dict[str, torch.Tensor] = load_file(path)
+    with open_verified(path, sha256) as file:
+        weights: dict[str, torch.Tensor] = load(file.read())
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if not weights or broken:
         what = f"{broken[0]} holds values that are not finite" if broken else "it holds no tensors"

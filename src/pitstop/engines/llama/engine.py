@@ -20,11 +20,12 @@ from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, St
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
+from pitstop.engines.llama.streams import LlamaStream, portions
 from pitstop.engines.parking import Parking
 from pitstop.engines.sessions import COPY_WORTH, Place, Session, Tag
-from pitstop.errors import BrokenInput, Busy, FormatError, NoEffect, UsageError
+from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
+from pitstop.files import open_verified
 
-CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
 PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
 
 
@@ -32,30 +33,6 @@ PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and w
 class _Loaded:
     pointer: Any
     generation: int
-
-
-@dataclass(eq=False)
-class LlamaStream(Stream):
-    """An answer in its session."""
-
-    use: Use
-    usage: Usage
-    tag: Tag
-    lane: Lane
-    session: Session
-    prompt: list[int]
-    sampling: Sampling
-    sampler: Sampler
-    wording: Wording
-    waiting: list[int]  # tokens that the session must still take in: the rest of the prompt, or the last token
-    finished: bool = False
-    error: Exception | None = None
-
-    def close(self) -> None:
-        if not self.finished:
-            self.finished = True
-            self.session.busy = False
-            self.sampler.close()
 
 
 class LlamaEngine(Engine):
@@ -125,12 +102,13 @@ class LlamaEngine(Engine):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self._loaded)
 
-    def load_adapter(self, name: str, path: Path) -> None:
+    def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         self._check_open()
         if name in self._loaded:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
-        check_adapter(read_gguf(path), self._header, self.base_sha256)
-        pointer = self._model.load_adapter(path)
+        with open_verified(path, sha256) as file:
+            check_adapter(read_gguf(path, file), self._header, self.base_sha256)
+            pointer = self._model.load_adapter(path, file)
         self._generation += 1
         self._loaded[name] = _Loaded(pointer, self._generation)
         try:
@@ -145,7 +123,7 @@ class LlamaEngine(Engine):
         plain = self.logits(tokens, PLAIN_BASE, first=len(tokens) - 1)
         adapted = self.logits(tokens, Use(name), first=len(tokens) - 1)
         if not np.isfinite(adapted).all():
-            raise FormatError(f"{path.name} makes the model compute values that are not finite", where=path)
+            raise NotFinite(f"{path.name} makes the model compute values that are not finite", where=path)
         if np.array_equal(plain, adapted):
             raise NoEffect(
                 f"{path.name} changes nothing: with it the base computes exactly what it computes without",
@@ -196,6 +174,7 @@ class LlamaEngine(Engine):
         if self._scratch_taken:
             raise Busy("another evaluation from nothing goes on", cure="read it to its end, or close it")
         lane, scratch = self._lanes.shared, Session(self._scratch)
+        finite = 0  # tokens after which the values were seen to be finite
         self._scratch_taken = True
         try:
             lane.empty(scratch)
@@ -204,11 +183,13 @@ class LlamaEngine(Engine):
                 wanted = max(0, end - max(at, first))
                 self._evaluate(lane, tag, [(scratch, tokens[at:end], wanted)])
                 if wanted:
-                    yield lane.context.rows(wanted)
+                    rows = lane.context.rows(wanted)
+                    finite = end if np.isfinite(rows[-1, 0]) else finite
+                    yield rows
         finally:
             self._scratch_taken = False
             if not self._closed:
-                lane.empty(scratch)
+                (lane.empty if finite == len(scratch.tokens) else lane.heal)(scratch)
 
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
@@ -310,39 +291,29 @@ class LlamaEngine(Engine):
             return [None] * len(streams)
         if any(stream.use != wanted[0].use or stream.lane is not wanted[0].lane for stream in wanted):
             raise UsageError("answers of different adapters cannot be evaluated together")
-        taken = self._portions(wanted)
+        lane, taken = wanted[0].lane, portions(wanted)
         try:
-            portions = [(stream.session, tokens, int(last)) for stream, tokens, last in taken]
-            self._evaluate(wanted[0].lane, wanted[0].tag, portions)
+            # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
+            self._evaluate(lane, wanted[0].tag, [(stream.session, tokens, 1) for stream, tokens, _ in taken])
         except BaseException:
             for stream in wanted:
                 stream.close()
             raise
         said: dict[LlamaStream, Piece] = {}
-        ready = [stream for stream, _, last in taken if last]
-        rows = wanted[0].lane.context.rows(len(ready)) if ready else ()
-        for stream, tokens, _ in taken:
+        for (stream, tokens, last), row in zip(taken, lane.context.rows(len(taken)), strict=True):
             del stream.waiting[: len(tokens)]
-        for stream, row in zip(ready, rows, strict=True):
             try:
-                said[stream] = self._say(stream, row)
+                if not np.isfinite(row[0]):
+                    what = "under these adapters and scales the model computes values that are not finite"
+                    raise NotFinite(what, cure="ask for a smaller scale")
+                if last:
+                    said[stream] = self._say(stream, row)
             except Exception as error:  # what fails for one answer is no matter of the others
-                stream.error = error
-                stream.close()
+                stream.fail(error)
+        for stream, _, _ in taken:
+            if isinstance(stream.error, NotFinite):
+                lane.heal(stream.session)
         return [said.get(stream) if isinstance(stream, LlamaStream) else None for stream in streams]
-
-    def _portions(self, streams: Sequence[LlamaStream]) -> list[tuple[LlamaStream, list[int], bool]]:
-        """Return what each stream evaluates now, and whether its next token follows; prompts share what is left."""
-        speaking = [stream for stream in streams if len(stream.waiting) == 1]
-        reading = [stream for stream in streams if len(stream.waiting) > 1]
-        portions = [(stream, stream.waiting[:], True) for stream in speaking[:BATCH]]
-        room = min(CHUNK, BATCH - len(portions)) if speaking else BATCH
-        for stream in reading:
-            tokens = stream.waiting[:room]
-            room -= len(tokens)
-            if tokens:
-                portions.append((stream, tokens, len(tokens) == len(stream.waiting)))
-        return portions
 
     def _say(self, stream: LlamaStream, row: Any) -> Piece:
         token = stream.sampler.choose(row)

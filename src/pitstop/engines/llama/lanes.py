@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pitstop.engines.llama.native import Context, Part
+from pitstop.engines.llama.native import BATCH, Context, Part
 from pitstop.engines.sessions import BASE_TAG, Session, Sessions, Tag
 from pitstop.errors import UsageError
 
@@ -64,6 +64,18 @@ class Lane:
         """Leave nothing in a session."""
         self.context.cut(session.sequence, 0)
         session.tag, session.tokens = None, []
+
+    def heal(self, session: Session) -> None:
+        """Empty a session that may hold values that are not finite, and overwrite them.
+
+        What a sequence is emptied of stays in its buffer, masked: attention takes it times 0, and 0 times NaN is NaN.
+        Whoever gets the sequence next would compute nothing else.
+        """
+        count = len(session.tokens)
+        self.empty(session)
+        for at in range(0, count, BATCH):
+            self.evaluate(BASE_TAG, (), [(session, [0] * min(BATCH, count - at), 0)])
+        self.empty(session)
 
     def forget(self, adapter: str) -> None:
         """Leave nothing that was computed under an adapter of this name, and let go of the adapter."""

@@ -4,18 +4,18 @@ import ctypes
 import importlib
 import os
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.engines.base import Logits
-from pitstop.errors import FormatError, MissingExtra, UsageError
+from pitstop.errors import FormatError, MissingExtra, StorageError, UsageError
 
 BATCH = 512  # tokens evaluated at once
 OUTPUTS = 128  # of them with logits; bounds llama.cpp's buffer, which is OUTPUTS x vocabulary x 4 bytes
@@ -70,6 +70,24 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextmanager
+def _c_file(file: IO[bytes]) -> Iterator[ctypes.c_void_p]:
+    """Give llama.cpp an open file from its beginning, as the FILE* it reads from."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fdopen.restype, libc.fdopen.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_char_p)
+    libc.fclose.argtypes = (ctypes.c_void_p,)
+    descriptor = os.dup(file.fileno())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    stream = libc.fdopen(descriptor, b"rb")
+    if not stream:
+        os.close(descriptor)
+        raise StorageError(f"cannot read {file.name}: {os.strerror(ctypes.get_errno())}", where=file.name)
+    try:
+        yield ctypes.c_void_p(stream)
+    finally:
+        libc.fclose(stream)
+
+
 @dataclass(frozen=True)
 class Part:
     """Tokens of one sequence, to be evaluated with those of others; logits for the last ``outputs`` of them."""
@@ -95,14 +113,15 @@ class Model:
         self.vocabulary_size: int = self.llama.llama_vocab_n_tokens(self.vocabulary)
         self.trained_length: int = self.llama.llama_model_n_ctx_train(self.pointer)  # tokens
 
-    def load_adapter(self, path: Path) -> Any:
-        """Return the pointer of a loaded adapter.
+    def load_adapter(self, path: Path, file: IO[bytes]) -> Any:
+        """Return the pointer of an adapter that was loaded from an open file.
 
         Raises:
             FormatError: llama.cpp refuses it.
         """
         forget_reasons()
-        pointer = self.llama.llama_adapter_lora_init(self.pointer, os.fsencode(path))
+        with _c_file(file) as stream:
+            pointer = self.llama.llama_adapter_lora_init_from_file_ptr(self.pointer, stream)
         if not pointer:
             raise FormatError(f"llama.cpp cannot load {path.name}: {reason()}", where=path)
         return pointer
