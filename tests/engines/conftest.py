@@ -1,7 +1,7 @@
 """Real engines over one real model, and the same small random adapters in the format of each."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def random_pairs(smollm2_gguf: Path) -> Callable[[int, int, float], Pairs]:
+def random_pairs(smollm2_gguf: Path) -> Callable[..., Pairs]:
     """Make A (rank, in) and B (out, rank) for a few modules of the base, by GGUF name."""
     header: GgufHeader = read_gguf(smollm2_gguf)
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
 
-    def make(rank: int, seed: int, size: float) -> Pairs:
+    def make(rank: int, seed: int, size: float, modules: Collection[str] = MODULES) -> Pairs:
         random = np.random.default_rng(seed)
         pairs = {}
-        for name in (f"blk.{layer}.{module}.weight" for layer in LAYERS for module in MODULES):
+        for name in (f"blk.{layer}.{module}.weight" for layer in LAYERS for module in modules):
             rows, columns = shapes[name]
             a = random.standard_normal((rank, rows)) / np.sqrt(rows)
             b = random.standard_normal((columns, rank)) * size
@@ -46,7 +46,13 @@ def random_pairs(smollm2_gguf: Path) -> Callable[[int, int, float], Pairs]:
 def gguf_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Write a random GGUF LoRA; its effect grows with ``size``, 0 is none."""
 
-    def make(rank: int = 8, seed: int = 1, size: float = 1.0, base_sha256: str | None = SHA256) -> Path:
+    def make(
+        rank: int = 8,
+        seed: int = 1,
+        size: float = 1.0,
+        base_sha256: str | None = SHA256,
+        modules: Collection[str] = MODULES,
+    ) -> Path:
         path = tmp_path_factory.mktemp("gguf") / f"r{rank}s{seed}.gguf"
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_type("adapter")
@@ -54,7 +60,7 @@ def gguf_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
         writer.add_float32("adapter.lora.alpha", 0.0)
         if base_sha256 is not None:
             writer.add_string(BASE_KEY, base_sha256)
-        for name, (a, b) in random_pairs(rank, seed, size).items():
+        for name, (a, b) in random_pairs(rank, seed, size, modules).items():
             writer.add_tensor(f"{name}.lora_a", a)
             writer.add_tensor(f"{name}.lora_b", b)
         writer.write_header_to_file()
