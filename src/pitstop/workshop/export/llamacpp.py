@@ -42,33 +42,48 @@ def converter_folder() -> Path:
         MissingExtra: llama-cpp-python is not installed.
         BrokenInput, Untrusted: its sdist cannot be had.
     """
-    try:
-        version = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtra("converting to GGUF", "llama") from error
-    folder = cache_folder() / f"llama-cpp-converters-{version}"
+    folder = cache_folder() / f"llama-cpp-converters-{installed_version()}"
     if not folder.is_dir():
-        pinned = Pinned(
-            f"llama-cpp-python=={version}", f"llama_cpp_python-{version}.tar.gz", SDISTS.get(version), source=True
-        )
-        _unpack(fetch(pinned), folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            unpack(Path(scratch, "converters"), SCRIPTS).rename(folder)
+        sync_folder(folder.parent)
     return folder
 
 
-def _unpack(sdist: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        with tarfile.open(sdist) as archive:
-            for member in archive:
-                _, _, inside = member.name.partition("/vendor/llama.cpp/")
-                if member.isfile() and inside.startswith(SCRIPTS):
-                    target = Path(scratch) / "converters" / inside
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    source = archive.extractfile(member)
-                    assert source is not None  # a regular file always has content
-                    with source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file)
-        Path(scratch, "converters").rename(folder)
-    sync_folder(folder.parent)
+def installed_version() -> str:
+    """Return the version of the llama-cpp-python that is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtra("using llama.cpp's own sources", "llama") from error
+
+
+def unpack(folder: Path, only: tuple[str, ...] = ("",)) -> Path:
+    """Write the sources of the installed llama.cpp, those whose paths begin so, into a folder and return it.
+
+    Raises:
+        MissingExtra: llama-cpp-python is not installed.
+        BrokenInput, Untrusted: its sdist cannot be had.
+    """
+    version = installed_version()
+    filename = f"llama_cpp_python-{version}.tar.gz"
+    pinned = Pinned(f"llama-cpp-python=={version}", filename, SDISTS.get(version), source=True)
+    with tarfile.open(fetch(pinned)) as sdist:
+        for member in sdist:
+            _, _, inside = member.name.partition("/vendor/llama.cpp/")
+            if member.isfile() and inside and inside.startswith(only):
+                target = folder / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = sdist.extractfile(member)
+                assert source is not None  # a regular file always has content
+                with source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    return folder
 
 
 def _run(script: str, *arguments: str) -> None:
