@@ -21,6 +21,7 @@ from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.llama.streams import LlamaStream, portions
+from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
 from pitstop.engines.sessions import COPY_WORTH, Place, Session, Tag
 from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
@@ -57,7 +58,7 @@ class LlamaEngine(Engine):
             base_sha256: digest of the file, which the caller has checked.
             context_length: tokens of one conversation.
             sequences: conversations kept in memory; each takes ``context_length`` tokens of KV.
-            threads: None takes every core this process may use.
+            threads: at most, fewer while other programs use the cores; None: every core this process may use.
             own_lanes: so many adapters get a context of their own, with ``sequences`` as well: a swap costs nothing.
             parking: where conversations go that make room for others; None: they are read again if they come back.
 
@@ -75,6 +76,7 @@ class LlamaEngine(Engine):
         self._header = read_gguf(path)
         self._model = Model(path)
         self.vocabulary_size = self._model.vocabulary_size
+        self._threads = Threads(threads or cores())
         try:
             if context_length > self._model.trained_length:
                 raise UsageError(
@@ -85,7 +87,7 @@ class LlamaEngine(Engine):
             self._scratch = sequences
             self._scratch_taken = False
             self._lanes = Lanes(
-                lambda: Context(self._model, context_length, sequences + 1, threads or cores()),
+                lambda: Context(self._model, context_length, sequences + 1, self._threads),
                 sequences + 1,
                 own_lanes,
                 self._park,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.engines.base import Logits
+from pitstop.engines.llama.threads import Threads
 from pitstop.errors import FormatError, MissingExtra, StorageError, UsageError
 
 BATCH = 512  # tokens evaluated at once
@@ -155,14 +156,15 @@ class Model:
 class Context:
     """Streams of KV over a model, and the one batch they are evaluated by."""
 
-    def __init__(self, model: Model, context_length: int, sequences: int, threads: int) -> None:
+    def __init__(self, model: Model, context_length: int, sequences: int, threads: Threads) -> None:
         self.llama = model.llama
         self.vocabulary_size = model.vocabulary_size
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = context_length * sequences, sequences
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max = max(OUTPUTS, sequences)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._count = threads.count
+        self._threads = threads
         # A stream of KV per sequence: in a unified cache every token also attends (masked) to the cells of all others.
         params.kv_unified = False
         if not self.llama.llama_supports_gpu_offload():
@@ -206,7 +208,12 @@ class Context:
             self._output[end - part.outputs : end] = 1
         self._batch.n_tokens = end
         forget_reasons()
+        self._threads.begin()
+        if self._count != self._threads.count:
+            self._count = self._threads.count
+            self.llama.llama_set_n_threads(self.pointer, self._count, self._count)
         status: int = self.llama.llama_decode(self.pointer, self._batch)
+        self._threads.end()
         return status
 
     def rows(self, count: int) -> Logits:
