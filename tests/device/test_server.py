@@ -324,6 +324,15 @@ def test_other_machines_need_a_key(board: Board, tmp_path: Path) -> None:
             server.serve(board.root, host="0.0.0.0", api_key_file=key)
 
 
+def test_nothing_of_an_answer_waits_for_the_client_to_acknowledge_what_came_before() -> None:
+    with (
+        server.listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
     ("host", "port", "says"), [("127.0.0.1", 70_000, "there is no port 70000"), ("192.0.2.1", 8080, "cannot listen on")]
 )
