@@ -16,6 +16,7 @@ import pytest
 from pitstop import records
 from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
 from pitstop.device import server
+from pitstop.device.request import ServedModel
 from pitstop.device.runtime import Limits, Runtime
 from pitstop.device.store import Release, Store
 from pitstop.engines.base import Sampling, Use
@@ -186,6 +187,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def published(name: str, bundle: Bundle, path: Path) -> ServedModel:
+    """Return the model of an adapter's file as if a publisher had named just this file."""
+    artifact = Artifact("adapter", "gguf", "f32", path.name, sha256_file(path), path.stat().st_size)
+    return ServedModel(name, replace(bundle, name=name, artifacts=(artifact,)), path)
 
 
 def damage(path: Path, target: Path, size: int) -> Path:

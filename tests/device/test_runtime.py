@@ -27,7 +27,7 @@ from pitstop.engines.base import Piece, Sampling
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.llama.engine import LlamaStream
 from pitstop.errors import BaseMismatch, BrokenInput, FormatError, UsageError
-from serving import ALPHA, BASE, BETA, ENDLESS, LIMITS, QUESTIONS, SAMPLING, Board, ask, damage
+from serving import ALPHA, BASE, BETA, ENDLESS, LIMITS, QUESTIONS, SAMPLING, Board, ask, damage, published
 
 LONG = Sampling(max_tokens=400)
 MODELS = (BASE, ALPHA, BETA)
@@ -214,7 +214,7 @@ def test_adapters_stay_within_their_budget(board: Board) -> None:
 def test_least_recently_used_adapter_leaves(board: Board, make_adapter: Callable[..., Path], tmp_path: Path) -> None:
     third = make_adapter(tmp_path / "third.gguf", 7, base_sha256=board.release.base.base_sha256)
     bundle = board.release.adapters()[ALPHA][0]
-    models = [ServedModel(name, bundle, path) for name, path in {**board.adapters, "third": third}.items()]
+    models = [published(name, bundle, path) for name, path in {**board.adapters, "third": third}.items()]
     engine = LlamaEngine(board.base, base_sha256=bundle.base_sha256, context_length=256, sequences=2, threads=1)
     with Runtime(engine, models, Limits(adapter_budget=2 * third.stat().st_size)) as runtime:
         for name in (ALPHA, BETA, ALPHA, "third"):
@@ -236,14 +236,14 @@ def test_bad_adapters_harm_only_their_own_requests(board: Board, tmp_path: Path)
     models = [
         ServedModel(BASE, base),
         ServedModel(BETA, *board.release.adapters()[BETA]),
-        ServedModel("truncated", alpha, truncated),
+        published("truncated", alpha, truncated),
         ServedModel("missing", alpha, tmp_path / "missing.gguf"),
         ServedModel("other-base", other_base, board.adapters[ALPHA]),
     ]
     engine = LlamaEngine(board.base, base_sha256=base.base_sha256, context_length=512, sequences=3, threads=1)
     with Runtime(engine, models, LIMITS) as runtime:
         answer = runtime.ask(BETA, ask(QUESTIONS[0]), SAMPLING)
-        for name, error in (("truncated", FormatError), ("missing", FormatError), ("other-base", BaseMismatch)):
+        for name, error in (("truncated", FormatError), ("missing", BrokenInput), ("other-base", BaseMismatch)):
             with pytest.raises(error):
                 text_of(runtime, name, QUESTIONS[0])
         assert "".join(answer) == board.expected[BETA, QUESTIONS[0]]
