@@ -10,7 +10,7 @@ import pytest
 
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use, log_softmax
 from pitstop.engines.llama import LlamaEngine
-from pitstop.engines.llama.engine import CHUNK
+from pitstop.engines.llama.streams import CHUNK
 from pitstop.engines.sessions import COPY_WORTH
 from pitstop.errors import Busy, UsageError
 
