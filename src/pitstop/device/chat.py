@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pitstop.device.memory import give_back_freed_memory
 from pitstop.device.request import Finished, Limits, PromptTooLong
 from pitstop.device.runtime import Runtime, active_release
 from pitstop.engines.base import Sampling
@@ -72,6 +73,7 @@ def chat(root: Path, model: str | None = None, *, limits: Limits | None = None, 
         BrokenInput: the release cannot be loaded.
     """
     release = active_release(root)
+    give_back_freed_memory()
     with Runtime.from_release(release, limits) as runtime:
         name = runtime.model(model or release.base.name).name
         conversation = Conversation(runtime, name, Sampling(max_tokens=max_tokens))

@@ -26,6 +26,7 @@ except ImportError as error:
     raise MissingExtra("`pitstop serve`", "serve") from error
 
 from pitstop.device.access import Access, check_origins, is_loopback, read_key
+from pitstop.device.memory import give_back_freed_memory
 from pitstop.device.request import Limits
 from pitstop.device.routes import BODY_LIMIT, Service, application
 from pitstop.device.runtime import Runtime, active_release
@@ -70,6 +71,7 @@ def serve(
     origins = check_origins(cors)
     release = active_release(root)
     listener = listen(host, port)
+    give_back_freed_memory()
     service = Service()
     announce = _announcer(host, listener.getsockname()[1], release, as_json)
     app = application(service, Access(api_key, origins, loopback=is_loopback(host)))
