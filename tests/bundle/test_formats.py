@@ -376,7 +376,11 @@ def test_an_adapter_whose_tensors_do_not_fit_is_refused(
         ({"adapter__lora__alpha": (F32_VALUE, struct.pack("<f", float("inf")))}, "alpha"),
         ({"adapter__lora__alpha": (F64_VALUE, struct.pack("<d", 1.0))}, "alpha"),
         ({"adapter__lora__alpha": (STRING, text("16"))}, "alpha"),
-        ({"adapter__alora__invocation_tokens": (ARRAY, array(U32, 1, bytes(4)))}, "aLoRA"),
+        ({"adapter__alora__invocation_tokens": (U32, bytes(4))}, "must be an array of 1 to 64 tokens"),
+        ({"adapter__alora__invocation_tokens": (ARRAY, array(U32, 0, b""))}, "must be an array of 1 to 64 tokens"),
+        ({"adapter__alora__invocation_tokens": (ARRAY, array(U32, 65, bytes(260)))}, "must be an array of 1 to 64"),
+        ({"adapter__alora__invocation_tokens": (ARRAY, array(F32_VALUE, 1, bytes(4)))}, "not all tokens of the base"),
+        ({"adapter__alora__invocation_tokens": (ARRAY, array(U32, 1, b"\xff" * 4))}, "not all tokens of the base"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(

@@ -1,7 +1,7 @@
 """Real engines over one real model, and the same small random adapters in the format of each."""
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from pitstop.bundle.formats import BASE_KEY, GgufHeader, read_gguf
 from pitstop.demo.smollm2 import SHA256
+from pitstop.engines import sessions
 from pitstop.engines.base import Engine
 from pitstop.engines.llama import LlamaEngine
 
@@ -52,6 +53,7 @@ def gguf_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
         size: float = 1.0,
         base_sha256: str | None = SHA256,
         modules: Collection[str] = MODULES,
+        invocation: Sequence[int] = (),
     ) -> Path:
         path = tmp_path_factory.mktemp("gguf") / f"r{rank}s{seed}.gguf"
         writer = gguf.GGUFWriter(path, "llama")
@@ -60,6 +62,9 @@ def gguf_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
         writer.add_float32("adapter.lora.alpha", 0.0)
         if base_sha256 is not None:
             writer.add_string(BASE_KEY, base_sha256)
+        if invocation:
+            key, kinds = "adapter.alora.invocation_tokens", (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+            writer.add_key_value(key, list(invocation), kinds[0], sub_type=kinds[1])
         for name, (a, b) in random_pairs(rank, seed, size, modules).items():
             writer.add_tensor(f"{name}.lora_a", a)
             writer.add_tensor(f"{name}.lora_b", b)
@@ -88,11 +93,22 @@ def peft_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
     peft = pytest.importorskip("peft", reason="the workshop part is not installed")
     save_file = pytest.importorskip("safetensors.numpy", reason="the workshop part is not installed").save_file
 
-    def make(rank: int = 8, seed: int = 1, size: float = 1.0, base_sha256: str | None = SHA256) -> Path:
+    def make(
+        rank: int = 8,
+        seed: int = 1,
+        size: float = 1.0,
+        base_sha256: str | None = SHA256,
+        invocation: Sequence[int] | None = None,
+    ) -> Path:
         folder = tmp_path_factory.mktemp("peft")
         modules = [name.split(".")[1] for name in MODULES.values()]
         peft.LoraConfig(
-            r=rank, lora_alpha=rank, target_modules=modules, layers_to_transform=list(LAYERS), task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=rank,
+            target_modules=modules,
+            layers_to_transform=list(LAYERS),
+            task_type="CAUSAL_LM",
+            alora_invocation_tokens=invocation,
         ).save_pretrained(str(folder))
         weights = {}
         for name, (a, b) in random_pairs(rank, seed, size).items():
@@ -174,3 +190,11 @@ def cold(engine: Engine, open_llama: Callable[..., Any]) -> Iterator[Callable[[]
     yield make
     for each in opened:
         each.close()
+
+
+@pytest.fixture
+def kv_found_by_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KV is found whatever it was computed under, as other runtimes do it."""
+    common, continues = sessions.common_prefix, sessions._continues
+    monkeypatch.setattr(sessions, "common_prefix", lambda held, tag, tokens: common(held, held.tag or tag, tokens))
+    monkeypatch.setattr(sessions, "_continues", lambda held, tag, *rest: continues(held, held.tag or tag, *rest))

@@ -1,10 +1,10 @@
 """Whatever requests come in whatever order: each is answered from what was computed under its own adapters.
 
-hypothesis draws interleavings of requests over the base, three adapters of different ranks and targets, scales and a
-stack, with shared beginnings, cancels, evictions, moves to contexts of their own, parking, and reloads of a name with
-other weights. Every row of logits that a token is chosen from is compared with that of an engine that evaluates the
-same tokens from nothing. The two evaluate in portions of different shapes, which alone moves a logit by up to 0.07
-here; a row of other adapters differs by 1 and more.
+hypothesis draws interleavings of requests over the base, three adapters of different ranks and targets, an activated
+one, scales and a stack, with shared beginnings, cancels, evictions, moves to contexts of their own, parking, and
+reloads of a name with other weights. Every row of logits that a token is chosen from is compared with that of an
+engine that evaluates the same tokens from nothing. The two evaluate in portions of different shapes, which alone moves
+a logit by up to 0.07 here; a row of other adapters differs by 1 and more.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from pitstop.demo.smollm2 import SHA256
-from pitstop.engines import sessions
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.parking import Parking
 
 ROUNDING = 0.1  # see above
 SEQUENCES = 3
-ADAPTERS = {  # name -> rank, modules and seeds: a name is reloaded with the weights of its other seed
-    "one": (4, ("attn_q",), (1, 2)),
-    "two": (8, ("attn_v", "ffn_down"), (3, 4)),
-    "three": (16, ("attn_q", "attn_v", "ffn_down"), (5, 6)),
+INVOCATION = (4093, 198)  # of the activated adapter
+ADAPTERS = {  # name -> rank, modules, seeds and invocation: a name is reloaded with the weights of its other seed
+    "one": (4, ("attn_q",), (1, 2), ()),
+    "two": (8, ("attn_v", "ffn_down"), (3, 4), ()),
+    "three": (16, ("attn_q", "attn_v", "ffn_down"), (5, 6), ()),
+    "four": (8, ("attn_q", "ffn_down"), (7, 8), INVOCATION),
 }
 USES = (
     PLAIN_BASE,
@@ -45,6 +46,7 @@ PROMPTS = (
     (*SYSTEM[:50], 9, 9, 9),
     (1, 4093, 198),
     (1, 4093, 198, 1780),
+    (*SYSTEM, 1, 4093, 198, 1780, 314, 4093, 198),
     (1, 520),
 )
 
@@ -68,8 +70,8 @@ Cold = Callable[[tuple[int, ...], Use], np.ndarray]
 def weights(gguf_adapter: Callable[..., Path]) -> dict[tuple[str, int], Path]:
     """The files of every name and seed."""
     return {
-        (name, seed): gguf_adapter(rank=rank, modules=modules, seed=seed)
-        for name, (rank, modules, seeds) in ADAPTERS.items()
+        (name, seed): gguf_adapter(rank=rank, modules=modules, seed=seed, invocation=invocation)
+        for name, (rank, modules, seeds, invocation) in ADAPTERS.items()
         for seed in seeds
     }
 
@@ -106,7 +108,7 @@ class Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = type(self).make()
-        self.seeds = {name: seeds[0] for name, (_, _, seeds) in ADAPTERS.items()}
+        self.seeds = {name: seeds[0] for name, (_, _, seeds, _) in ADAPTERS.items()}
         for name, seed in self.seeds.items():
             self.engine.load_adapter(name, self.weights[name, seed])
         self.live: dict[Stream, tuple[int, ...]] = {}  # with its tokens until now
@@ -194,12 +196,7 @@ def test_no_request_is_answered_from_what_another_computed(machine: type[Request
 
 
 @pytest.mark.slow
-def test_that_test_can_fail(machine: type[Requests], monkeypatch: pytest.MonkeyPatch) -> None:
-    # As other runtimes do it: KV is found by its tokens, whatever it was computed under.
-    def by_tokens_only(held: sessions.Held, tag: sessions.Tag, tokens: list[int]) -> int:
-        return honest(held, held.tag or tag, tokens)
-
-    honest = sessions.common_prefix
-    monkeypatch.setattr(sessions, "common_prefix", by_tokens_only)
+@pytest.mark.usefixtures("kv_found_by_tokens_only")
+def test_that_test_can_fail(machine: type[Requests]) -> None:
     with pytest.raises(AssertionError):
         run(machine, phases=[Phase.generate])  # the shortest way to the fault is of no interest

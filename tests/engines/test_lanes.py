@@ -71,7 +71,7 @@ def test_a_conversation_moves_to_the_new_lane_and_goes_on_there(opened: Open) ->
     assert settle(engine) == 1
     answer(engine, TEXT + engine.detokenize(made), ONE, usage)
     assert usage.reused_tokens >= len(engine.tokenize(TEXT))
-    assert engine._lanes.of(engine._tag(ONE)) is not engine._lanes.shared
+    assert engine._lanes.of(engine._tag(ONE, [1])) is not engine._lanes.shared
 
 
 def test_answers_of_one_adapter_stay_together_while_they_are_made(opened: Open) -> None:
@@ -101,14 +101,14 @@ def test_a_lane_goes_to_another_adapter_only_after_long_disuse(opened: Open) -> 
     expected = answer(engine, TEXT, TWO)
     answer(engine, TEXT, ONE)
     assert settle(engine) == 1
-    own = engine._lanes.of(engine._tag(ONE))
+    own = engine._lanes.of(engine._tag(ONE, [1]))
     answer(engine, TEXT, TWO)
     assert settle(engine) == 0
     for _ in range(lanes.PATIENCE):
         answer(engine, TEXT, PLAIN_BASE, steps=1)
     assert answer(engine, TEXT, TWO) == expected
     assert settle(engine) == 1
-    assert engine._lanes.of(engine._tag(TWO)) is own
+    assert engine._lanes.of(engine._tag(TWO, [1])) is own
     assert answer(engine, TEXT, TWO) == expected
 
 
@@ -154,7 +154,7 @@ def test_what_is_parked_is_exactly_what_the_session_held(opened: Open) -> None:
     context = engine._lanes.shared.context
     before = context.state(0)
     answer(engine, "Something else.", TWO)
-    common, parked = engine._parking.longest(engine._tag(ONE), engine.tokenize(TEXT))
+    common, parked = engine._parking.longest(engine._tag(ONE, [1]), engine.tokenize(TEXT))
     assert common == len(engine.tokenize(TEXT))
     assert parked is not None
     assert np.array_equal(parked.state, before)

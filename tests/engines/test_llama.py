@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pitstop.bundle.formats import read_gguf
 from pitstop.demo.smollm2 import SHA256
-from pitstop.engines import sessions
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine, quantize
 from pitstop.engines.llama.lanes import Lane
@@ -88,13 +87,8 @@ def test_alternating_conversations_do_not_contaminate_each_other(
     assert_uncontaminated(open_llama, {"one": gguf_adapter(seed=1), "two": gguf_adapter(seed=2)}, own_lanes)
 
 
-def test_the_contamination_test_can_fail(open_llama: Any, gguf_adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As other runtimes do it: KV is found by its tokens, whatever it was computed under.
-    def by_tokens_only(session: sessions.Session, tag: sessions.Tag, tokens: list[int]) -> int:
-        return honest(session, session.tag or tag, tokens)
-
-    honest = sessions.common_prefix
-    monkeypatch.setattr(sessions, "common_prefix", by_tokens_only)
+@pytest.mark.usefixtures("kv_found_by_tokens_only")
+def test_the_contamination_test_can_fail(open_llama: Any, gguf_adapter: Make) -> None:
     with pytest.raises(AssertionError):
         assert_uncontaminated(open_llama, {"one": gguf_adapter(seed=1), "two": gguf_adapter(seed=2)})
 

@@ -18,6 +18,8 @@ from typing import IO, Any, NoReturn
 from pitstop.errors import BaseMismatch, FormatError
 
 BASE_KEY = "pitstop.base_sha256"  # in an adapter: the base file it was trained on
+INVOCATION_KEY = "adapter.alora.invocation_tokens"
+MAX_INVOCATION = 64  # tokens
 
 MAX_ENTRIES = 65_536  # metadata keys, and tensors
 MAX_STRING = 1 << 20  # bytes; a chat template fits many times
@@ -341,9 +343,26 @@ def check_adapter(adapter: GgufHeader, base: GgufHeader, base_sha256: str) -> No
     # llama.cpp aborts the process on an alpha of another type.
     if adapter.types.get("adapter.lora.alpha", _FLOAT32) != _FLOAT32 or not math.isfinite(alpha):  # type: ignore[arg-type]
         _refuse(adapter, f"has adapter.lora.alpha {alpha!r}, it must be a finite 32-bit number")
-    if "adapter.alora.invocation_tokens" in adapter.metadata:
-        _refuse(adapter, "is an activated LoRA (aLoRA), which pitstop cannot run")
+    _check_invocation(adapter, base)
     _check_pairs(adapter, {tensor.name: tensor for tensor in base.tensors})
+
+
+def invocation_of(adapter: GgufHeader) -> tuple[int, ...]:
+    """Return the tokens from whose last occurrence on an activated LoRA acts; none for any other adapter."""
+    tokens = adapter.metadata.get(INVOCATION_KEY, ())
+    return tuple(int(token) for token in tokens) if isinstance(tokens, tuple) else ()
+
+
+def _check_invocation(adapter: GgufHeader, base: GgufHeader) -> None:
+    found = adapter.metadata.get(INVOCATION_KEY)
+    if found is None:
+        return
+    vocabulary = base.metadata.get("tokenizer.ggml.tokens")
+    size = vocabulary.count if isinstance(vocabulary, SkippedArray) else len(vocabulary or ())  # type: ignore[arg-type]
+    if not isinstance(found, tuple) or not 0 < len(found) <= MAX_INVOCATION:
+        _refuse(adapter, f"has {INVOCATION_KEY}, which must be an array of 1 to {MAX_INVOCATION} tokens")
+    if not all(type(token) is int and 0 <= token < size for token in found):
+        _refuse(adapter, f"has {INVOCATION_KEY} {found}, which are not all tokens of the base")
 
 
 def _check_pairs(adapter: GgufHeader, base: Mapping[str, TensorInfo]) -> None:

@@ -21,6 +21,7 @@ from pitstop import errors, records
 from pitstop.bundle.manifest import Prompting
 from pitstop.device.store import Release
 from pitstop.engines.base import Engine, Logits, Sampling, Use
+from pitstop.engines.invocation import with_invocation
 from pitstop.engines.template import render
 from pitstop.errors import BrokenInput, PitstopError
 
@@ -206,6 +207,7 @@ def _try_model(engine: Engine, model: _Model) -> ModelProbe:
     if model.path is not None:
         engine.load_adapter(model.name, model.path)
         use = Use(model.name, model.scale)
+        prompt = list(with_invocation(prompt, engine.invocation(model.name)))
     logits = _finite_logits(engine, prompt, use, model)
     change = 0.0 if model.path is None else _change(engine, prompt, logits, model)
     answer = [piece.token for piece in engine.generate(prompt, use, Sampling(max_tokens=TOKENS))]

@@ -118,6 +118,16 @@ class Engine(ABC):
     def adapters(self) -> tuple[str, ...]:
         """The loaded adapters, in the order they came."""
 
+    def invocation(self, adapter: str) -> tuple[int, ...]:
+        """Return the tokens from whose last occurrence on an activated LoRA acts; none: it acts everywhere.
+
+        Before them the plain base computes; without them in a prompt, all of it is the base's.
+
+        Raises:
+            UsageError: no such adapter.
+        """
+        return ()
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a text; special tokens written in it count as such, none is added."""

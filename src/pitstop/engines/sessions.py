@@ -1,13 +1,15 @@
 """Which conversation's KV a request may continue: pure bookkeeping, no model.
 
 KV belongs to (base, adapters, scales, tokens). A session is one sequence of the engine's KV with the tokens in it and
-the tag they were computed under; a session of another tag is never continued, only emptied.
+the tag they were computed under; a session of another tag is never continued, only emptied. But what stands before the
+invocation of an activated adapter was computed by the plain base, and whoever else begins so may have a copy of it.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pitstop.engines.invocation import NEVER
 from pitstop.errors import Busy
 
 COPY_WORTH = 48  # tokens; evaluating fewer costs less than copying a sequence's whole buffer
@@ -18,6 +20,12 @@ class Tag:
     """Under what KV was computed: the adapters with their scales. A new load of a name is another generation."""
 
     adapters: tuple[tuple[str, int, float], ...] = ()  # (name, generation, scale)
+    active_from: int = 0  # the position from which on they act; above 0 only for an activated adapter
+
+    @property
+    def plain_until(self) -> int:
+        """Where what the plain base computes ends."""
+        return self.active_from if self.adapters else NEVER
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,15 +52,10 @@ class Place:
     """Where a prompt goes, and what of it is there already."""
 
     session: Session
-    prompt_length: int  # tokens
-    common: int  # of them that the session holds
+    displaces: bool  # the session holds another conversation, which has to make room
+    common: int  # tokens of the prompt that the session holds
     donor: Session | None = None  # another session that holds more of it, to copy from
     lent: int = 0  # tokens that the donor holds
-
-    @property
-    def displaces(self) -> bool:
-        """Whether the session holds another conversation, which has to make room."""
-        return self.session.tag is not None and not _continues(self.session, self.common, self.prompt_length)
 
 
 class Held(Protocol):
@@ -99,19 +102,20 @@ class Sessions:
                 cure="finish or close one, or open the engine with more sequences",
             )
         common = {session.sequence: common_prefix(session, tag, tokens) for session in self._all}
-        continued = [session for session in idle if _continues(session, common[session.sequence], len(tokens))]
+        continued = [session for session in idle if _continues(session, tag, common[session.sequence], len(tokens))]
         if continued:
             chosen = max(continued, key=lambda session: (common[session.sequence], session.used))
         else:
             chosen = min(idle, key=lambda session: (session.tag is not None, session.used))
+        displaces = not continued and chosen.tag is not None
         self._requests += 1
         chosen.used, chosen.busy = self._requests, True
         kept = common[chosen.sequence]
         donor = max(self._all, key=lambda session: common[session.sequence])
         lent = common[donor.sequence]
         if lent - kept < COPY_WORTH:
-            return Place(chosen, len(tokens), kept)
-        return Place(chosen, len(tokens), kept, donor, lent)
+            return Place(chosen, displaces, kept)
+        return Place(chosen, displaces, kept, donor, lent)
 
     def tagged(self, adapter: str) -> list[Session]:
         """Return the sessions that hold anything computed under an adapter of this name."""
@@ -119,15 +123,19 @@ class Sessions:
 
 
 def common_prefix(held: Held, tag: Tag, tokens: Sequence[int]) -> int:
-    """Return how many tokens of the prompt are held, computed under this tag."""
-    if held.tag != tag:
+    """Return how many tokens of the prompt are held, computed under this tag, or by the base where that computes."""
+    if held.tag is None:
         return 0
     length = min(len(held.tokens), len(tokens))
+    if held.tag != tag:
+        length = min(length, held.tag.plain_until, tag.plain_until)
     if held.tokens[:length] == list(tokens[:length]):
         return length
     return next(index for index in range(length) if held.tokens[index] != tokens[index])
 
 
-def _continues(session: Session, common: int, prompt_length: int) -> bool:
+def _continues(session: Session, tag: Tag, common: int, prompt_length: int) -> bool:
+    if session.tag is None or session.tag.adapters != tag.adapters:
+        return False
     # Conversations share a system message: a new one must not throw away most of an old one for the sake of that.
     return common > 0 and (common == prompt_length or 2 * common >= len(session.tokens))

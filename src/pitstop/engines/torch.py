@@ -3,15 +3,17 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pitstop.bundle.formats import check_base_sha256, read_safetensors
+from pitstop.engines.activation import Activation
 from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use
+from pitstop.engines.invocation import active_from
 from pitstop.errors import FormatError, MissingExtra, UsageError
 from pitstop.files import open_verified
 
@@ -66,6 +68,8 @@ class TorchEngine(Engine):
         self._tokenizer: Any = tokenizer
         self._peft: Any = None
         self._inner: dict[str, str] = {}  # our name -> PEFT's, which may hold no dots
+        self._invocations: dict[str, tuple[int, ...]] = {}
+        self._activation = Activation()
         self._count = 0
         self._active: str | None = _UNKNOWN  # PEFT's active adapter, None: all are off
         self.base_sha256 = base_sha256
@@ -92,8 +96,12 @@ class TorchEngine(Engine):
         self._count += 1
         inner = f"adapter{self._count}"
         self._inner[name] = inner
+        self._invocations[name] = tuple(config.alora_invocation_tokens or ())
+        config.alora_invocation_tokens = None  # where it acts is for `_under` to say
         try:
             self._insert(inner, config)
+            if self._invocations[name]:
+                self._activation.watch(self._model, inner)
             result: Any = set_peft_model_state_dict(self._peft, weights, adapter_name=inner)
             wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{inner}." in key)]
             if wrong:
@@ -105,9 +113,16 @@ class TorchEngine(Engine):
             self.unload_adapter(name)
             raise
 
+    def invocation(self, adapter: str) -> tuple[int, ...]:
+        check_use(Use(adapter), self._inner)
+        return self._invocations[adapter]
+
     def _check_modules(self, config: LoraConfig, path: Path) -> None:
         if not isinstance(config.target_modules, (set, list)):
             return  # a regular expression: PEFT says when it matches nothing
+        if config.alora_invocation_tokens and {"lm_head", "embed_tokens"} & set(config.target_modules):
+            what = "an activated LoRA on the embeddings: they know no positions, and it would act everywhere"
+            raise FormatError(what, where=path / CONFIG_FILE, cure="train it on other modules")
         names = [name for name, _ in self._model.named_modules()]
         missing = [t for t in sorted(config.target_modules) if not any(f".{name}".endswith(f".{t}") for name in names)]
         if missing:
@@ -132,6 +147,7 @@ class TorchEngine(Engine):
         if name not in self._inner:
             raise UsageError(f"no adapter {name!r} is loaded")
         inner = self._inner.pop(name)
+        del self._invocations[name]
         self._active = _UNKNOWN
         if self._peft is None:
             return
@@ -180,7 +196,7 @@ class TorchEngine(Engine):
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._model.device)
         lengths = torch.tensor([len(row) for row in rows], device=ids.device)
         mask = (torch.arange(longest, device=ids.device) < lengths[:, None]).long() if len(rows) > 1 else None
-        with self._under(use):
+        with self._under(use), self._acting_on(rows, use, longest):
             states: torch.Tensor = self._model.base_model(
                 input_ids=ids, attention_mask=mask, use_cache=False
             ).last_hidden_state
@@ -223,12 +239,13 @@ class TorchEngine(Engine):
         inner = self._inner.get(use.adapter or "")
         generator = torch.Generator(self._model.device).manual_seed(sampling.seed)
         cache: Any = None  # this answer's own, so nothing of another adapter can be in it
+        prompt = [tokens]
         while not wording.finished:
             self._check_open()
             if self._inner.get(use.adapter or "") != inner:
                 raise UsageError(f"the adapter {use.adapter!r} was unloaded in the middle of an answer")
             ids = torch.tensor([tokens], device=self._model.device)
-            with torch.no_grad(), self._under(use):
+            with torch.no_grad(), self._under(use), self._acting_on(prompt, use, len(prompt[0])):
                 step = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = step.past_key_values
             tokens = [_choose(step.logits[0, -1].float(), sampling, generator)]
@@ -278,7 +295,8 @@ class TorchEngine(Engine):
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
         device = self._model.device
-        with self._under(use), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        acting = self._acting_on(prompts, use, longest, right=True)
+        with self._under(use), acting, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(sampling.seed)
             made = self._model.generate(
                 input_ids=ids.to(device),
@@ -319,6 +337,14 @@ class TorchEngine(Engine):
         self._switch(inner)
         with rescale_adapter_scale(self._model, use.scale) if inner and use.scale != 1 else nullcontext():
             yield
+
+    def _acting_on(
+        self, rows: Sequence[Sequence[int]], use: Use, width: int, *, right: bool = False
+    ) -> AbstractContextManager[None]:
+        """Let an activated adapter act where the rows say; ``right``: they end where the longest one does."""
+        invocation = self._invocations.get(use.adapter or "", ())
+        starts = [active_from(row, invocation) + (width - len(row) if right else 0) for row in rows]
+        return self._activation.of(starts if invocation else None, width, self._model.device)
 
     def _switch(self, inner: str | None) -> None:
         # PEFT walks through all modules to switch, so it is asked only when something changes.

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pitstop import __version__
 from pitstop.bundle.manifest import Prompting
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Use, divergence
+from pitstop.engines.invocation import with_invocation
 from pitstop.engines.template import render
 from pitstop.errors import BrokenInput, PitstopError, UsageError
 from pitstop.progress import progress
@@ -96,6 +97,11 @@ class _Row:
     tokens: tuple[int, ...]
     first: int
 
+    def invoked(self, invocation: Sequence[int]) -> "_Row":
+        """Return the row with an adapter's invocation in it."""
+        tokens = with_invocation(self.tokens, invocation)
+        return _Row(tokens, self.first + len(tokens) - len(self.tokens))
+
 
 @dataclass(frozen=True)
 class _Option:
@@ -116,11 +122,17 @@ class _Prepared:
 
 
 def measure(
-    engine: Engine, suites: Sequence[Suite], use: Use = PLAIN_BASE, *, cache: Path | None = None
+    engine: Engine,
+    suites: Sequence[Suite],
+    use: Use = PLAIN_BASE,
+    *,
+    cache: Path | None = None,
+    invocation: Sequence[int] = (),
 ) -> tuple[SuiteResult, ...]:
     """Score every retention suite (choice and text) under one adapter, or under none.
 
     Args:
+        invocation: tokens put before every item: without them an activated adapter would not act, and forget nothing.
         cache: folder for the plain base's figures, which stay the same for the same base file, engine and suite.
 
     Raises:
@@ -129,9 +141,9 @@ def measure(
         StorageError: the cache cannot be written.
     """
     wanted = [suite for suite in suites if suite.record.purpose == "retention"]
-    places = {suite.name: _cache_path(engine, suite, cache, use) for suite in wanted}
+    places = {suite.name: _cache_path(engine, suite, cache, use, invocation) for suite in wanted}
     found = {suite.name: _cached(engine, suite, places[suite.name]) for suite in wanted}
-    missing = [(suite, *_prepare(engine, suite)) for suite in wanted if found[suite.name] is None]
+    missing = [(suite, *_prepare(engine, suite, invocation)) for suite in wanted if found[suite.name] is None]
     if missing:
         total = sum(len(row.tokens) for _, items, _ in missing for item in items for row in item.rows)
         with progress(f"retention, {use.adapter or 'base'}", total, "tokens") as advance:
@@ -183,7 +195,9 @@ def pair_all(base: Sequence[SuiteResult], adapted: Sequence[SuiteResult]) -> tup
     return tuple(pair(one, other) for one, other in zip(base, adapted, strict=True))
 
 
-def drift(engine: Engine, suites: Sequence[Suite], use: Use, prompting: Prompting) -> tuple[Drift, ...]:
+def drift(
+    engine: Engine, suites: Sequence[Suite], use: Use, prompting: Prompting, *, invocation: Sequence[int] = ()
+) -> tuple[Drift, ...]:
     """Measure KL(base || adapted) over the whole vocabulary on every drift probe.
 
     Chat probes are rendered with the base's own template, and only the reply's positions count.
@@ -193,7 +207,7 @@ def drift(engine: Engine, suites: Sequence[Suite], use: Use, prompting: Promptin
         BrokenInput: the model gives no finite number for some document.
     """
     probes = [suite for suite in suites if suite.record.purpose == "drift"]
-    rows = {probe.name: _probe_rows(engine, probe, prompting) for probe in probes}
+    rows = {probe.name: _probe_rows(engine, probe, prompting, invocation) for probe in probes}
     total = sum(len(row.tokens) for found, _ in rows.values() for row in found.values())
     found = []
     with progress(f"KL to the base, {use.adapter or 'base'}", total, "tokens") as advance:
@@ -224,7 +238,9 @@ def _kl(base: Logits, adapted: Logits, name: str) -> tuple[float, int]:
     return value, len(per_token)
 
 
-def _probe_rows(engine: Engine, probe: Suite, prompting: Prompting) -> tuple[dict[str, _Row], tuple[str, ...]]:
+def _probe_rows(
+    engine: Engine, probe: Suite, prompting: Prompting, invocation: Sequence[int]
+) -> tuple[dict[str, _Row], tuple[str, ...]]:
     fitting, excluded = {}, []
     for item in probe.items:
         if isinstance(item, ChatItem):
@@ -232,6 +248,7 @@ def _probe_rows(engine: Engine, probe: Suite, prompting: Prompting) -> tuple[dic
             row = _Row((*prompt, *engine.tokenize(item.reply))[:-1], len(prompt) - 1)
         else:
             row = _Row(tuple(engine.tokenize(item.text if isinstance(item, TextItem) else item.prompt)), 0)
+        row = row.invoked(invocation)
         if row.first < len(row.tokens) <= engine.context_length:
             fitting[item.id] = row
         else:
@@ -239,13 +256,15 @@ def _probe_rows(engine: Engine, probe: Suite, prompting: Prompting) -> tuple[dic
     return fitting, tuple(excluded)
 
 
-def _prepare(engine: Engine, suite: Suite) -> tuple[list[_Prepared], tuple[str, ...]]:
+def _prepare(engine: Engine, suite: Suite, invocation: Sequence[int]) -> tuple[list[_Prepared], tuple[str, ...]]:
     """Tokenize a suite; items that do not fit the context or hold nothing to score are excluded by id."""
     prepared, excluded = [], []
     for item in suite.items:
         if isinstance(item, ChatItem):
             raise UsageError(f"suite {suite.name} is a chat suite: it measures drift", where=suite.name)
         found = _choice_rows(engine, item) if isinstance(item, ChoiceItem) else _text_rows(engine, item)
+        if found is not None:
+            found = replace(found, rows=tuple(row.invoked(invocation) for row in found.rows))
         if found is not None and all(len(row.tokens) <= engine.context_length for row in found.rows):
             prepared.append(found)
         else:
@@ -376,12 +395,12 @@ def _choice_score(item: ChoiceItem, logprobs: tuple[float, ...], scoring: Scorin
     return ChoiceScore(item.id, item.group, picked == item.answer, picked, margin, logprobs, sizes)
 
 
-def _cache_path(engine: Engine, suite: Suite, cache: Path | None, use: Use) -> Path | None:
+def _cache_path(engine: Engine, suite: Suite, cache: Path | None, use: Use, invocation: Sequence[int]) -> Path | None:
     if cache is None or use.adapter is not None:
         return None
     record = suite.record
     what = (__version__, SCORING, record.kind, record.scoring, suite.digest)
-    parts = (*what, engine.name, engine.base_sha256, engine.context_length)
+    parts = (*what, engine.name, engine.base_sha256, engine.context_length, *invocation)
     key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
     return cache / f"{suite.name}-{key[:24]}.json"
 

@@ -82,16 +82,17 @@ def _measure(
     inputs: str,
 ) -> RetentionReport:
     use = Use(recipe.name, recipe.scale)
+    invocation = engine.invocation(recipe.name)
     cache = recipe.base.folder / "measured"
     with exclusive(cache, wait=True):  # two checks at once measure the base once
-        base = measure(engine, suites, cache=cache)
+        base = measure(engine, suites, cache=cache, invocation=invocation)
         base_task = _base_task(engine, recipe, rows, cache)
     adapted_task = measure_task(engine, rows, use, metric=recipe.check.metric, sampling=sampling(recipe))
     measured = Measured(
         suites=suites,
         base=base,
-        adapted=measure(engine, suites, use),
-        drift=drift(engine, suites, use, ref.prompting),
+        adapted=measure(engine, suites, use, invocation=invocation),
+        drift=drift(engine, suites, use, ref.prompting, invocation=invocation),
         task_base=base_task,
         task_adapted=adapted_task,
     )

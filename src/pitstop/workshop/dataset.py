@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from pitstop.bundle.manifest import Prompting
+from pitstop.engines.invocation import NEVER, active_from, with_invocation
 from pitstop.engines.template import render
 from pitstop.errors import DatasetError, UsageError
 
@@ -150,10 +151,30 @@ def encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, prompting: P
     return Encoded(tuple(examples), too_long, longest)
 
 
+def check_invocation(examples: Sequence[Example], invocation: Sequence[int], text: str) -> None:
+    """Refuse rows in which an activated adapter would not act when the answer begins.
+
+    Raises:
+        DatasetError: how many lack its invocation.
+    """
+    lacking = sum(active_from(row.tokens[: row.answer_start], invocation) == NEVER for row in examples)
+    if lacking:
+        raise DatasetError(
+            f"{lacking} of {len(examples)} rows do not have the invocation {text!r} before their answer",
+            cure="take what the chat template puts before every answer, its special tokens included",
+        )
+
+
 def encode_general(
-    path: Path, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, max_tokens: int
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
+    max_tokens: int,
+    invocation: Sequence[int] = (),
 ) -> list[Example]:
     """Tokenize general rows (text, or prompt and completion), cut to ``max_tokens`` words of their own.
+
+    Rows without the invocation of an activated adapter get it put before them: it is to change nothing there.
 
     What the chat template opens every conversation with is neither counted nor scored: it is the same in all of them,
     and long enough to leave short rows nothing else. From there on every token counts, a prompt's too: what the base
@@ -173,7 +194,9 @@ def encode_general(
             tokens = _example(_row(data, number), tokenizer, prompting).tokens
             same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, anybody, strict=False))
             opening = max(1, len(list(same)))
-        return Example(tokens[: opening + max_tokens], opening)
+        invoked = with_invocation(tokens, invocation)
+        opening += len(invoked) - len(tokens)
+        return Example(invoked[: opening + max_tokens], opening)
 
     found = _read_lines(path, encoded)
     examples = [example for example in found if example.answer_start < len(example.tokens)]

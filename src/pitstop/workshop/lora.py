@@ -5,6 +5,7 @@ activations in memory. Here the low-rank product is added by the matrix library 
 backwards. Parameters, names and checkpoints stay PEFT's.
 """
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -12,16 +13,19 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 
+from pitstop.engines.activation import Activation
 
-def fuse(model: PeftModel) -> int:
+
+def fuse(model: PeftModel, activation: Activation) -> int:
     """Let every plain LoRA layer of a model in training compute in one step; return how many do.
 
-    Layers with dropout, biases, DoRA, another adapter or a quantized base keep PEFT's way.
+    Each acts where ``activation`` says. Layers with dropout, biases, DoRA, another adapter or a quantized base keep
+    PEFT's way.
     """
     count = 0
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(partial(_forward, activation), module)  # type: ignore[method-assign]
             count += 1
     return count
 
@@ -38,19 +42,20 @@ def _is_plain(module: Any) -> bool:
     )
 
 
-def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _forward(activation: Activation, self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     base = self.base_layer
     if self.disable_adapters:
         plain: torch.Tensor = base(x)
         return plain
     (name,) = self.active_adapters
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    result: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+    mask = activation.mask(x.shape[1])
+    result: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name], mask)
     return result
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias + scaling · x Aᵀ Bᵀ (LoRA, arXiv:2106.09685, equation 3), W frozen."""
+    """y = x Wᵀ + bias + scaling · m · x Aᵀ Bᵀ (LoRA, arXiv:2106.09685, equation 3), W frozen; m: where it acts."""
 
     @staticmethod
     def forward(
@@ -61,13 +66,17 @@ class _LoraLinear(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scaling: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         low, high = a.to(weight.dtype), (b * scaling).to(weight.dtype)
         inner = rows @ low.t()
+        if mask is not None:
+            mask = mask.reshape(-1, 1)
+            inner *= mask
         y = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, high.t())
         ctx.save_for_backward(rows, inner, weight, low, high)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        ctx.scaling, ctx.shape, ctx.mask = scaling, x.shape, mask
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -75,6 +84,8 @@ class _LoraLinear(torch.autograd.Function):
         rows, inner, weight, low, high = ctx.saved_tensors
         d = upstream.reshape(-1, upstream.shape[-1])
         d_inner = d @ high
+        if ctx.mask is not None:
+            d_inner *= ctx.mask
         d_low, d_high = d_inner.t() @ rows, d.t() @ inner
         d_x = (d @ weight).addmm_(d_inner, low).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_low.float(), d_high.float() * ctx.scaling, None
+        return d_x, None, None, d_low.float(), d_high.float() * ctx.scaling, None, None

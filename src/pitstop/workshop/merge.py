@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pitstop import records
 from pitstop.bundle.manifest import Artifact, BaseRef
 from pitstop.engines.llama import quantize
-from pitstop.errors import BrokenInput
+from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file
 from pitstop.progress import progress
 from pitstop.workshop import adapter as adapters
@@ -48,13 +48,18 @@ def merge(path: Path, *, force: bool = False) -> Merged:
     The sum is rounded again when it is quantized: attached to the base it was trained on, an adapter loses nothing.
 
     Raises:
-        UsageError: nothing is trained yet, or another process works on this run.
+        UsageError: nothing is trained yet, it is an activated LoRA, or another process works on this run.
         BrokenInput: weights that are not the ones that were trained, or a sum with values that are not finite.
         StorageError: the disk refuses.
     """
     recipe = recipes.load(path)
     with exclusive(recipe.run):
         identity = adapters.load_identity(recipe)
+        if recipe.train.invocation:
+            raise UsageError(
+                f"{recipe.name} is an activated LoRA: merged, it would act before its invocation too",
+                cure="ship it attached: pitstop export, or train it without [train] invocation",
+            )
         ref = base_model.load_ref(recipe.base.folder)
         source = sha256_file(recipe.base.folder / WEIGHTS_FILE)
         inputs = inputs_digest(identity, source, ref.tokenizer_sha256, recipe.base.artifact, str(recipe.scale))

@@ -61,6 +61,7 @@ class Train:
     dropout: float = 0.0
     modules: tuple[str, ...] = ("all-linear",)  # presets or projection names
     first_layer: int = 0  # layers before this one keep the base's weights: faster, and forgets less
+    invocation: str | None = None  # text from which on the adapter acts (aLoRA): before it, all share the base's KV
     seed: int = 0
     checkpoint_every: int = 50  # steps; what a killed training loses at most
 
@@ -195,6 +196,8 @@ def _problems(recipe: Recipe) -> list[str]:
         check_margins(recipe.check.margins)
     except RecordError as error:
         found += [f"check.margins.{problem}" for problem in error.problems]
+    if recipe.train.invocation == "":
+        found.append("train.invocation: it is empty; leave it out, or name what stands before every answer")
     if not recipe.train.modules:
         found.append(f"train.modules: name at least one preset ({', '.join(PRESETS)}) or projection")
     return found
@@ -226,6 +229,7 @@ rank = 16
 alpha = 32.0
 modules = ["all-linear"]     # or "attention", "mlp", "qv", or projection names
 first_layer = 0              # layers below keep the base's weights: faster, forgets less
+# invocation = "<|im_start|>assistant\\n"  # an activated LoRA: from here on; all of them share what was read before
 seed = 0
 
 [retain]                     # what keeps the base's abilities

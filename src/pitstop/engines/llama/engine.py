@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from pitstop.bundle.formats import check_adapter, read_gguf
+from pitstop.bundle.formats import check_adapter, invocation_of, read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
+from pitstop.engines.invocation import NEVER, active_from
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
-from pitstop.engines.llama.streams import LlamaStream, portions
+from pitstop.engines.llama.streams import LlamaStream, Portion, portions
 from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
-from pitstop.engines.sessions import COPY_WORTH, Place, Session, Tag
+from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag
 from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
 from pitstop.files import open_verified
 
@@ -34,6 +35,7 @@ PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and w
 class _Loaded:
     pointer: Any
     generation: int
+    invocation: tuple[int, ...]  # of an activated LoRA
 
 
 class LlamaEngine(Engine):
@@ -109,10 +111,11 @@ class LlamaEngine(Engine):
         if name in self._loaded:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
         with open_verified(path, sha256) as file:
-            check_adapter(read_gguf(path, file), self._header, self.base_sha256)
+            header = read_gguf(path, file)
+            check_adapter(header, self._header, self.base_sha256)
             pointer = self._model.load_adapter(path, file)
         self._generation += 1
-        self._loaded[name] = _Loaded(pointer, self._generation)
+        self._loaded[name] = _Loaded(pointer, self._generation, invocation_of(header))
         try:
             self._probe(name, path)
         except BaseException:
@@ -121,7 +124,7 @@ class LlamaEngine(Engine):
 
     def _probe(self, name: str, path: Path) -> None:
         """Refuse an adapter without effect: other runtimes load one and answer as the base for ever."""
-        tokens = self.tokenize(PROBE)[: self.context_length] or [0]
+        tokens = [*self.invocation(name), *self.tokenize(PROBE)][: self.context_length] or [0]
         plain = self.logits(tokens, PLAIN_BASE, first=len(tokens) - 1)
         adapted = self.logits(tokens, Use(name), first=len(tokens) - 1)
         if not np.isfinite(adapted).all():
@@ -132,6 +135,10 @@ class LlamaEngine(Engine):
                 where=path,
                 cure="check that the training changed the adapter and that the export kept its tensors",
             )
+
+    def invocation(self, adapter: str) -> tuple[int, ...]:
+        check_use(Use(adapter), self._loaded)
+        return self._loaded[adapter].invocation
 
     def unload_adapter(self, name: str) -> None:
         self._check_open()
@@ -169,7 +176,7 @@ class LlamaEngine(Engine):
     def logits_blocks(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, *, first: int = 0
     ) -> Generator[Logits, None, None]:
-        tag = self._tag(use)
+        tag = self._tag(use, tokens)
         check_tokens(tokens, self.context_length, self.vocabulary_size)
         if not 0 <= first < len(tokens):
             raise UsageError(f"first is {first}, it must be from 0 to {len(tokens) - 1}")
@@ -182,8 +189,10 @@ class LlamaEngine(Engine):
             lane.empty(scratch)
             while (at := len(scratch.tokens)) < len(tokens):
                 end = min(len(tokens), at + BATCH, max(at, first) + OUTPUTS)
+                plain = at < tag.active_from
+                end = min(end, tag.active_from) if plain else end
                 wanted = max(0, end - max(at, first))
-                self._evaluate(lane, tag, [(scratch, tokens[at:end], wanted)])
+                self._evaluate(lane, BASE_TAG if plain else tag, [(scratch, tokens[at:end], wanted)])
                 if wanted:
                     rows = lane.context.rows(wanted)
                     finite = end if np.isfinite(rows[-1, 0]) else finite
@@ -293,29 +302,36 @@ class LlamaEngine(Engine):
             return [None] * len(streams)
         if any(stream.use != wanted[0].use or stream.lane is not wanted[0].lane for stream in wanted):
             raise UsageError("answers of different adapters cannot be evaluated together")
-        lane, taken = wanted[0].lane, portions(wanted)
+        said: dict[LlamaStream, Piece] = {}
         try:
-            # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
-            self._evaluate(lane, wanted[0].tag, [(stream.session, tokens, 1) for stream, tokens, _ in taken])
+            for tag, taken in portions(wanted).items():
+                said |= self._advance(wanted[0].lane, tag, taken)
         except BaseException:
             for stream in wanted:
                 stream.close()
             raise
+        return [said.get(stream) if isinstance(stream, LlamaStream) else None for stream in streams]
+
+    def _advance(self, lane: Lane, tag: Tag, taken: Sequence[Portion]) -> dict[LlamaStream, Piece]:
+        """Evaluate portions of streams under one tag; return what those say that had waited for no more."""
+        # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
+        self._evaluate(lane, tag, [(portion.stream.session, portion.tokens, 1) for portion in taken])
         said: dict[LlamaStream, Piece] = {}
-        for (stream, tokens, last), row in zip(taken, lane.context.rows(len(taken)), strict=True):
-            del stream.waiting[: len(tokens)]
+        for portion, row in zip(taken, lane.context.rows(len(taken)), strict=True):
+            stream = portion.stream
+            del stream.waiting[: len(portion.tokens)]
             try:
                 if not np.isfinite(row[0]):
                     what = "under these adapters and scales the model computes values that are not finite"
                     raise NotFinite(what, cure="ask for a smaller scale")
-                if last:
+                if portion.last:
                     said[stream] = self._say(stream, row)
             except Exception as error:  # what fails for one answer is no matter of the others
                 stream.fail(error)
-        for stream, _, _ in taken:
-            if isinstance(stream.error, NotFinite):
-                lane.heal(stream.session)
-        return [said.get(stream) if isinstance(stream, LlamaStream) else None for stream in streams]
+        for portion in taken:
+            if isinstance(portion.stream.error, NotFinite):
+                lane.heal(portion.stream.session)
+        return said
 
     def _say(self, stream: LlamaStream, row: Any) -> Piece:
         token = stream.sampler.choose(row)
@@ -338,15 +354,22 @@ class LlamaEngine(Engine):
             raise BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
 
     def _check_request(self, tokens: Sequence[int], use: Use, sampling: Sampling) -> Tag:
-        tag = self._tag(use)
+        tag = self._tag(use, tokens)
         check_sampling(sampling, self.vocabulary_size)
         check_tokens(tokens, self.context_length, self.vocabulary_size, answer=1)
         return tag
 
-    def _tag(self, use: Use) -> Tag:
+    def _tag(self, use: Use, tokens: Sequence[int]) -> Tag:
         self._check_open()
         adapters = check_use(use, self._loaded)
-        return Tag(tuple((name, self._loaded[name].generation, scale) for name, scale in adapters))
+        activated = [name for name, _ in adapters if self._loaded[name].invocation]
+        if activated and len(adapters) > 1:
+            what = f"{activated[0]} is an activated adapter, which cannot be stacked with others"
+            raise UsageError(what, cure="name it alone")
+        start = active_from(tokens, self._loaded[activated[0]].invocation) if activated else 0
+        if start == NEVER:
+            return BASE_TAG
+        return Tag(tuple((name, self._loaded[name].generation, scale) for name, scale in adapters), start)
 
     def _pointers(self, tag: Tag) -> list[tuple[Any, float]]:
         pointers = []

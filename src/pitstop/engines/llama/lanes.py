@@ -3,7 +3,8 @@
 llama.cpp lays out its compute graph anew whenever the adapters of a context change: with SmolLM2-135M that takes 44 %
 of the time of a token. So an adapter gets a context of its own, as long as there are any to give: a lane. There its
 graph stays, and naming another adapter is nothing but an evaluation in another context (0 %). The base, what is scored,
-and adapters without a lane of their own share one, and change its adapters by turns.
+activated adapters, which share the base's KV, and adapters without a lane of their own share one, and change its
+adapters by turns.
 
 A lane is memory, and opening it takes as long as some tokens. So an adapter begins in the shared lane; it gets its own,
 its conversations with it, when the engine has nothing to do, or when it has changed the shared lane often.
@@ -120,7 +121,7 @@ class Lanes:
     def of(self, tag: Tag) -> Lane:
         """Return the lane a request goes to."""
         self._requests += 1
-        if tag not in self._own and tag.adapters and tag != self.shared.tag:
+        if tag not in self._own and _may_own(tag) and tag != self.shared.tag:
             if len(self._changes) > REMEMBERED:
                 self._changes.clear()
             self._changes[tag] += 1
@@ -134,7 +135,7 @@ class Lanes:
         """Give a lane to the adapter that was asked last of those that have none; tell whether that was possible."""
         sessions = sorted(self.shared.sessions, key=lambda session: -session.used)
         tags = dict.fromkeys(session.tag for session in sessions if session.tag is not None)
-        return any(self._grant(tag) for tag in tags if tag.adapters)
+        return any(self._grant(tag) for tag in tags if _may_own(tag))
 
     def _grant(self, tag: Tag) -> bool:
         """Move the conversations of a tag to a lane of its own, if there is one to be had."""
@@ -185,3 +186,8 @@ class Lanes:
         """Free every context."""
         for lane in self:
             lane.context.free()
+
+
+def _may_own(tag: Tag) -> bool:
+    # An activated adapter lives beside the base: what that has read is copied within a context only.
+    return bool(tag.adapters) and not tag.active_from

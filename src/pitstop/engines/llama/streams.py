@@ -8,7 +8,7 @@ from pitstop.engines.base import Sampling, Stream, Usage, Use
 from pitstop.engines.llama.lanes import Lane
 from pitstop.engines.llama.native import BATCH
 from pitstop.engines.llama.sampler import Sampler
-from pitstop.engines.sessions import Session, Tag
+from pitstop.engines.sessions import BASE_TAG, Session, Tag
 
 CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
 
@@ -41,16 +41,36 @@ class LlamaStream(Stream):
         self.error = error
         self.close()
 
+    @property
+    def plain(self) -> int:
+        """How many tokens wait for the plain base, because an activated adapter does not act there yet."""
+        return max(0, min(len(self.waiting), self.tag.active_from - len(self.session.tokens)))
 
-def portions(streams: Sequence[LlamaStream]) -> list[tuple[LlamaStream, list[int], bool]]:
-    """Return what each stream evaluates now, and whether its next token follows; prompts share what is left."""
-    speaking = [stream for stream in streams if len(stream.waiting) == 1]
-    reading = [stream for stream in streams if len(stream.waiting) > 1]
-    taken = [(stream, stream.waiting[:], True) for stream in speaking[:BATCH]]
-    room = min(CHUNK, BATCH - len(taken)) if speaking else BATCH
-    for stream in reading:
-        tokens = stream.waiting[:room]
-        room -= len(tokens)
-        if tokens:
-            taken.append((stream, tokens, len(tokens) == len(stream.waiting)))
+
+@dataclass(frozen=True)
+class Portion:
+    """What of a stream is evaluated now."""
+
+    stream: LlamaStream
+    tokens: list[int]
+    last: bool  # its next token follows
+
+
+def portions(streams: Sequence[LlamaStream]) -> dict[Tag, list[Portion]]:
+    """Return what of each stream is evaluated now, and under what; prompts share what is left.
+
+    Streams of one use have one tag, but for those in which an activated adapter does not act, or not yet.
+    """
+    taken: dict[Tag, list[Portion]] = {}
+    speaking = [stream for stream in streams if len(stream.waiting) == 1][:BATCH]
+    for stream in speaking:
+        taken.setdefault(Tag(stream.tag.adapters), []).append(Portion(stream, stream.waiting[:], True))
+    room = min(CHUNK, BATCH - len(speaking)) if speaking else BATCH
+    for stream in streams:
+        if len(stream.waiting) > 1 and room:
+            plain = stream.plain
+            tokens = stream.waiting[: min(room, plain or room)]
+            room -= len(tokens)
+            tag = BASE_TAG if plain else Tag(stream.tag.adapters)
+            taken.setdefault(tag, []).append(Portion(stream, tokens, len(tokens) == len(stream.waiting)))
     return taken
