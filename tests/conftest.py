@@ -23,7 +23,8 @@ def f16_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """The same model in 16-bit floats.
 
     With int8 activations (every quantized base) the last bits of a float decide how a value is rounded, so evaluating
-    the same tokens in other portions moves logits by up to 1; here by less than 0.04. See ROUNDING in test_contract.
+    the same tokens in other portions moves logits by up to 2; here by less than 0.2, and by less than 0.04 where no
+    portion has 64 tokens. See ROUNDING in test_contract.
     """
     pytest.importorskip("llama_cpp", reason="the llama part is not installed")
     from pitstop.engines.llama import quantize

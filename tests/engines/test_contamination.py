@@ -4,7 +4,8 @@ hypothesis draws interleavings of requests over the base, three adapters of diff
 one, scales and a stack, with shared beginnings, cancels, evictions, moves to contexts of their own, parking, and
 reloads of a name with other weights. Every row of logits that a token is chosen from is compared with that of an
 engine that evaluates the same tokens from nothing. The two evaluate in portions of different shapes, which alone moves
-a logit by up to 0.07 here; a row of other adapters differs by 1 and more.
+a logit by up to 0.13, where one portion has 64 tokens and the other has not (see `native.Context`); a row of other
+adapters differs by 1 and more.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.parking import Parking
 
-ROUNDING = 0.1  # see above
+ROUNDING = 0.3  # see above
 SEQUENCES = 3
 INVOCATION = (4093, 198)  # of the activated adapter
 ADAPTERS = {  # name -> rank, modules, seeds and invocation: a name is reloaded with the weights of its other seed

@@ -5,7 +5,8 @@ its core to another program, the others spin until it comes back. Two engines of
 a second each (SmolLM2-135M in Q8_0), where one alone makes 157; with one thread each they made 132.
 
 What spins uses its core all the time: threads that together had less processor time than that had to share. Then fewer
-go on, and more again when the machine's counters say that there are cores to be had. What is computed is the same.
+go on, and more again when the machine's counters say that there are cores to be had. What is computed is the same, but
+for the rounding of attention beyond 512 tokens (see `native.Context`).
 """
 
 import os
