@@ -1,0 +1,82 @@
+"""A runtime that works for long holds no more than one that has just begun: neither memory nor files."""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pitstop.device.memory import give_back_freed_memory
+from pitstop.device.runtime import Runtime
+from pitstop.engines.base import Sampling
+from pitstop.engines.llama.native import Model
+from serving import ALPHA, BASE, BETA, LIMITS, Board, ask
+
+CYCLES = 1_000  # of load, swap and unload; two requests each
+WARM_UP = 100  # cycles until every buffer has been needed once
+ALLOWED = 2 << 20  # bytes
+ONE = Sampling(max_tokens=1)
+
+
+@pytest.fixture
+def runtime(board: Board) -> Iterator[Runtime]:
+    give_back_freed_memory()
+    with Runtime.from_release(board.release, LIMITS) as runtime:
+        yield runtime
+
+
+def cycle(runtime: Runtime, path: Path) -> None:
+    """Load an adapter, ask it and another model, and unload it."""
+    runtime.load_adapter("coming", path)
+    for model in ("coming", BETA):
+        "".join(runtime.ask(model, ask("Hi."), ONE))
+    runtime.unload_adapter("coming")
+
+
+def held() -> tuple[int, int]:
+    """Return the resident bytes and the open files of this process."""
+    gc.collect()
+    process = psutil.Process()
+    return process.memory_info().rss, process.num_fds()
+
+
+def growth(runtime: Runtime, path: Path, cycles: int) -> tuple[int, int]:
+    """Return by how many resident bytes and open files this process grows, after it has warmed up."""
+    for _ in range(WARM_UP):
+        cycle(runtime, path)
+    memory, files = held()
+    for _ in range(cycles):
+        cycle(runtime, path)
+    memory_after, files_after = held()
+    return memory_after - memory, files_after - files
+
+
+@pytest.mark.slow
+def test_nothing_grows_with_loads_swaps_and_requests(board: Board, runtime: Runtime) -> None:
+    memory, files = growth(runtime, board.adapters[ALPHA], CYCLES)
+    assert memory < ALLOWED
+    assert files == 0
+    assert runtime.loaded == (BETA,)
+    assert "".join(runtime.ask(BASE, ask("Hi."), ONE))
+
+
+@pytest.mark.slow
+def test_that_test_can_fail(board: Board, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaked: list[Any] = []
+    opened: list[Any] = []
+    free: Callable[..., None] = lambda model, pointer: leaked.append(pointer)  # noqa: E731
+    load = Model.load_adapter
+
+    def load_and_keep_open(model: Model, path: Path, file: Any) -> Any:
+        opened.append(path.open("rb"))
+        return load(model, path, file)
+
+    monkeypatch.setattr(Model, "free_adapter", free)
+    monkeypatch.setattr(Model, "load_adapter", load_and_keep_open)
+    memory, files = growth(runtime, board.adapters[ALPHA], 20)
+    for file in opened:
+        file.close()
+    assert memory > ALLOWED
+    assert files == 20
