@@ -1,6 +1,7 @@
 """The HTTP side with real clients and the real model: answers, refusals, disconnects, start and stop."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -271,6 +272,33 @@ def test_starting_is_said_before_the_model_is_there(board: Board) -> None:
         go_on.set()
         web.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def curl() -> str:
+    found = shutil.which("curl")
+    if found is None:
+        pytest.skip("curl is not installed")
+    return found
+
+
+def test_curl_reads_every_event_when_it_is_made(board: Board, web: tuple[str, server.Service], curl: str) -> None:
+    url, service = web
+    command = [curl, "--silent", "--no-buffer", f"{url}/v1/chat/completions", "--data"]
+    done = subprocess.run([*command, json.dumps(chat(QUESTIONS[0], stream=True, max_tokens=12))], capture_output=True)
+    events = [line.removeprefix("data: ") for line in done.stdout.decode().splitlines() if line]
+    assert events.pop() == "[DONE]"
+    text = "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events)
+    assert text == board.expected[BASE, QUESTIONS[0]]
+
+    assert service.runtime is not None
+    with subprocess.Popen([*command, json.dumps(endless(stream=True))], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(6):  # the answer has no end of its own: these come while it is made
+            assert process.stdout.readline()
+        assert service.runtime.requests_now == (1, 0)
+        process.kill()
+    wait_for(lambda: service.runtime is not None and service.runtime.requests_now == (0, 0))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,8 +1,15 @@
-"""Many clients at once who do everything at random: nobody gets another's answer, nothing hangs, nothing is left."""
+"""Many clients at once who do everything at random: nobody gets another's answer, nothing hangs, nothing is left.
+
+PITSTOP_SOAK_SECONDS=300 lets the clients of the real command go on for five minutes.
+"""
 
 import json
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,6 +37,8 @@ from serving import (
 )
 
 CLIENTS, REQUESTS, TRIES = 12, 10, 100
+SECONDS = float(os.environ.get("PITSTOP_SOAK_SECONDS", "20"))
+SHUTDOWN = 5.0  # seconds a signal may take to end the server, its streams ended properly
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
@@ -40,11 +49,20 @@ class Client:
         self.board, self.url, self.name = board, url, f"client-{number}"
         self.random = random.Random(number)
         self.answered = 0
+        self.done = 0
 
     def run(self) -> None:
-        acts = (self.ask, self.ask, self.score, self.choices, self.leave, self.send_nonsense, self.load)
         for _ in range(REQUESTS):
-            self.random.choice(acts)()
+            self.act()
+
+    def run_until(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            self.act()
+
+    def act(self) -> None:
+        acts = (self.ask, self.ask, self.score, self.choices, self.leave, self.send_nonsense, self.load)
+        self.random.choice(acts)()
+        self.done += 1
 
     def send(self, path: str, body: Any, *expected: int) -> Any:
         """Return the answer, or None if the server was too busy for it again and again."""
@@ -97,7 +115,7 @@ class Client:
     def send_nonsense(self) -> None:
         path = self.random.choice((CHAT, TEXT))
         self.send(path, self.random.randbytes(40), 400)
-        self.send(path, {"model": BASE, "prompt": "word " * 600, "messages": ask("word " * 600)}, 400)
+        self.send(path, {"model": BASE, "prompt": "word " * 3000, "messages": ask("word " * 3000)}, 400)
 
     def load(self) -> None:
         path = self.board.adapters[self.random.choice((ALPHA, BETA))]
@@ -124,3 +142,30 @@ def test_many_clients_at_random(board: Board, tmp_path: Path) -> None:
         assert runtime.faults == {}
         for (model, question), expected in board.expected.items():
             assert "".join(runtime.ask(model, ask(question), SAMPLING)) == expected
+
+
+@pytest.mark.slow
+def test_clients_of_the_real_command_until_it_is_told_to_stop(board: Board) -> None:
+    command = [sys.executable, "-m", "pitstop.cli", "serve", "--device", str(board.root), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"].removesuffix("/v1")
+        try:
+            clients = [Client(board, url, number) for number in range(32)]
+            deadline = time.monotonic() + SECONDS
+            with ThreadPoolExecutor(len(clients)) as threads:
+                for done in [threads.submit(client.run_until, deadline) for client in clients]:
+                    done.result()
+            print(f"{sum(client.done for client in clients)} acts in {SECONDS:g} s")
+            assert sum(client.answered for client in clients) >= len(clients)
+            connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
+            connection.request("POST", CHAT, json.dumps({"model": ENDLESS[0], "messages": ENDLESS[1], "stream": True}))
+            answer = connection.getresponse()
+            answer.readline()
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert answer.read().decode().rstrip().endswith("data: [DONE]")
+            assert process.wait(SHUTDOWN) == 0
+            assert time.monotonic() - begun < SHUTDOWN
+        finally:
+            process.kill()
