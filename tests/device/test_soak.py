@@ -165,6 +165,7 @@ def test_clients_of_the_real_command_until_it_is_told_to_stop(board: Board) -> N
             begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert answer.read().decode().rstrip().endswith("data: [DONE]")
+            connection.close()
             assert process.wait(SHUTDOWN) == 0
             assert time.monotonic() - begun < SHUTDOWN
         finally:
