@@ -29,7 +29,7 @@ SHORT, LONG = 64, 512  # tokens of a prompt
 SLOTS = 8  # conversations at once, of either server
 CLIENTS = 8
 FURTHER = 4  # adapters whose memory is measured
-IDLE = 1.0  # seconds a server gets to make ready what it does between requests
+IDLE = 0.5  # seconds a server gets to make ready what it does between requests
 PRECISIONS = ("q8_0", "q4_0")
 TOKENS, MS, SECONDS = "tokens/s", "ms", "s"
 
@@ -40,6 +40,7 @@ class Plan:
 
     threads: int
     rounds: int
+    crowds: int
     swaps: int  # requests in a row of the swap's figures
     own_lanes: int
 
@@ -153,7 +154,7 @@ def measure_crowd(precision: str, ours: Server, peer: Server, plan: Plan) -> lis
     rates: tuple[list[float], list[float]] = ([], [])
     slowest: tuple[list[float], list[float]] = ([], [])
     adapters = [client % material.ADAPTERS for client in range(CLIENTS)]
-    for number in range(plan.rounds + 1):
+    for number in range(plan.crowds + 1):
         prompts = [material.prompt(SHORT, 2000 + 100 * number + client) for client in range(CLIENTS)]
         for server, rate, wait in zip((ours, peer), rates, slowest, strict=True):
             answers = server.crowd(prompts, adapters, ANSWER)
@@ -172,14 +173,13 @@ def measure_attached(precision: str, plan: Plan) -> list[Row]:
     rows = []
     for threads in sorted({1, plan.threads}, reverse=True):
         with open_engine(precision, threads) as engine:
-            kinds = ("f16", "f32")
-            for kind in kinds:
+            for kind in material.KINDS:
                 engine.load_adapter(kind, material.adapter(precision, 0, kind))
-            seen: dict[Use, list[float]] = {use: [] for use in (PLAIN_BASE, *map(Use, kinds))}
+            seen: dict[Use, list[float]] = {use: [] for use in (PLAIN_BASE, *map(Use, material.KINDS))}
             for _ in range(plan.rounds + 1):
                 for use, rates in seen.items():
                     _decode_warm(engine, use, rates)
-        for kind in kinds:
+        for kind in material.KINDS:
             figure = f"attached ÷ base decode, {kind} adapter, {precision.upper()}, {_threads(threads)}"
             rows.append(row(figure, seen[Use(kind)][1:], seen[PLAIN_BASE][1:], TOKENS, "≥ 0.80"))
     return rows
@@ -255,7 +255,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either side [all cores]")
     options.add_argument("--own-lanes", type=int, default=2, help="of pitstop serve [2, as it has itself]")
     given = options.parse_args()
-    plan = Plan(given.threads, 3 if given.quick else 11, 20 if given.quick else 40, given.own_lanes)
+    rounds, crowds, swaps = (3, 2, 16) if given.quick else (11, 5, 40)
+    plan = Plan(given.threads, rounds, crowds, swaps, given.own_lanes)
     rows = measure(plan)
     head = header(
         ["llama-cpp-python", "uvicorn", "starlette"],

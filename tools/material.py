@@ -23,6 +23,7 @@ from pitstop.workshop.export import llamacpp
 
 BASE = "smollm2"
 RANK = 16
+KINDS = {"f16": (np.float16, np.float16), "f32": (np.float32, np.float32), "f16+f32": (np.float16, np.float32)}  # A, B
 ADAPTERS = 4  # of a device
 LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 CONTEXT = 2048  # tokens
@@ -51,7 +52,7 @@ def base(precision: str) -> Path:
 
 
 def adapter(precision: str, number: int, kind: str = "f16") -> Path:
-    """Return a random LoRA on every linear layer of a base, of rank 16, its tensors in "f16" or "f32"."""
+    """Return a random LoRA on every linear layer of a base, of rank 16, its tensors in one of KINDS."""
     on = base(precision)
     path = folder() / f"{precision}-{number}.{kind}.gguf"
     if path.is_file():
@@ -63,14 +64,13 @@ def adapter(precision: str, number: int, kind: str = "f16") -> Path:
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 0.0)
     writer.add_string(BASE_KEY, _digest(on))
-    dtype = {"f16": np.float16, "f32": np.float32}[kind]
+    types = KINDS[kind]
     for tensor in read_gguf(on).tensors:
         if any(f".{module}." in tensor.name for module in LINEAR):
             columns, rows = tensor.shape
-            writer.add_tensor(
-                f"{tensor.name}.lora_a", (random.normal(size=(RANK, columns)) / columns**0.5).astype(dtype)
-            )
-            writer.add_tensor(f"{tensor.name}.lora_b", (random.normal(size=(rows, RANK)) * 0.5).astype(dtype))
+            a, b = random.normal(size=(RANK, columns)) / columns**0.5, random.normal(size=(rows, RANK)) * 0.5
+            writer.add_tensor(f"{tensor.name}.lora_a", a.astype(types[0]))
+            writer.add_tensor(f"{tensor.name}.lora_b", b.astype(types[1]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
