@@ -97,7 +97,7 @@ def test_without_folding_an_rslora_adapter_would_be_wrong(tiny_llama: TinyModel,
     assert np.abs(peft_logits(adapted, tokens) - shipped).max() > 0.02
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "f16+f32", "q8_0"])
 def test_the_file_names_its_base_and_passes_the_devices_check(
     tiny_llama: TinyModel, tmp_path: Path, precision: str
 ) -> None:
@@ -109,8 +109,10 @@ def test_the_file_names_its_base_and_passes_the_devices_check(
     assert header.text("pitstop.base_sha256") == base_sha256
     assert header.metadata["adapter.lora.alpha"] == 0.0
     check_adapter(header, read_gguf(tiny_llama.gguf), base_sha256)
-    types = {tensor.type for tensor in header.tensors}
-    assert precision.upper() in types
+    types = {half: {one.type for one in header.tensors if one.name.endswith(half)} for half in ("lora_a", "lora_b")}
+    of_a, _, of_b = precision.upper().partition("+")
+    assert of_a in types["lora_a"]
+    assert types["lora_b"] == {of_b} or not of_b
 
 
 def test_the_engine_refuses_it_on_another_base(tiny_llama: TinyModel, tmp_path: Path) -> None:
