@@ -79,7 +79,7 @@ def measure_base(precision: str, plan: Plan) -> list[Row]:
     with open_engine(precision, plan.threads) as engine, running(command) as server:
         for _ in range(plan.rounds + 1):
             bench.append(_llama_bench(precision, plan.threads))
-            inside.append(_decode(engine, PLAIN_BASE))
+            inside.append(_decode_warm(engine, PLAIN_BASE))
             http.append(server.stream([1], None, ANSWER).rate)
     name = precision.upper()
     return [
@@ -104,6 +104,12 @@ def _decode(engine: LlamaEngine, use: Use) -> float:
     pieces = sum(1 for _ in engine.generate([1], use, sampling))
     assert pieces == ANSWER
     return pieces / (time.perf_counter() - begun)
+
+
+def _decode_warm(engine: LlamaEngine, use: Use) -> float:
+    """Do the same after a token that does not count, as llama-bench does; a change of adapters is another figure."""
+    next(iter(engine.generate([1], use)))
+    return _decode(engine, use)
 
 
 def measure_adapter(precision: str, ours: Server, peer: Server, plan: Plan) -> list[Row]:
@@ -178,16 +184,11 @@ def measure_attached(precision: str, plan: Plan) -> list[Row]:
             seen: dict[Use, list[float]] = {use: [] for use in (PLAIN_BASE, *map(Use, material.KINDS))}
             for _ in range(plan.rounds + 1):
                 for use, rates in seen.items():
-                    _decode_warm(engine, use, rates)
+                    rates.append(_decode_warm(engine, use))
         for kind in material.KINDS:
             figure = f"attached ÷ base decode, {kind} adapter, {precision.upper()}, {_threads(threads)}"
             rows.append(row(figure, seen[Use(kind)][1:], seen[PLAIN_BASE][1:], TOKENS, "≥ 0.80"))
     return rows
-
-
-def _decode_warm(engine: LlamaEngine, use: Use, rates: list[float]) -> None:
-    next(iter(engine.generate([1], use)))  # the change of adapters is another figure
-    rates.append(_decode(engine, use))
 
 
 def _threads(count: int) -> str:
