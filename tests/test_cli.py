@@ -19,7 +19,7 @@ from pitstop.retention import builders
 
 COMMANDS = [
     *("demo", "init", "base", "train", "check", "export", "merge", "parity", "pack"),
-    *("keys", "publish", "update", "status", "rollback", "serve", "chat", "suites", "doctor"),
+    *("keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor"),
 ]
 
 

@@ -15,7 +15,7 @@ from pitstop.errors import MissingExtra, PitstopError, Refused, UsageError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
 BUILDER = ("demo", "init", "base", "train", "check", "export", "merge", "parity", "pack")
-FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "suites", "doctor")
+FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
 
@@ -112,6 +112,9 @@ Device = Annotated[
     Path, typer.Option(metavar="FOLDER", envvar="PITSTOP_DEVICE", help="The device root: everything installed here.")
 ]
 DEVICE_ROOT = Path("device")
+Profile = Annotated[
+    str | None, typer.Option(metavar="BOARD", help="Stay within this board's memory, threads and context length.")
+]
 SUITES = Path("suites")
 
 
@@ -355,6 +358,7 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
     ] = None,
+    profile: Profile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine. [all cores]")] = None,
     own_lanes: Annotated[
         int, typer.Option(min=0, help="Adapters with conversations of their own: faster swaps, more memory.")
@@ -366,18 +370,19 @@ def serve(
     """Serve OpenAI's API: every adapter is a model name."""
     with _needs("device", "serving"):
         from pitstop.device import server as stage
-        from pitstop.device.runtime import Limits
+        from pitstop.device.request import Limits
+    limits = Limits(
+        threads=threads,
+        own_lanes=own_lanes,
+        parked_memory=parked_mb << 20,
+        parked_disk=parked_disk_mb << 20,
+        parked_folder=device / "parked",
+    )
     stage.serve(
         device,
         host=host,
         port=port,
-        limits=Limits(
-            threads=threads,
-            own_lanes=own_lanes,
-            parked_memory=parked_mb << 20,
-            parked_disk=parked_disk_mb << 20,
-            parked_folder=device / "parked",
-        ),
+        limits=_within(profile, device, limits),
         api_key_file=api_key_file,
         no_auth=no_auth,
         cors=cors or (),
@@ -391,11 +396,44 @@ def chat(
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", metavar="NAME", help="Who answers. [the base]")
     ] = None,
+    profile: Profile = None,
 ) -> None:
     """Talk in the terminal; /swap NAME changes the adapter."""
     with _needs("llama", "running a model"):
         from pitstop.device import chat as stage
-    stage.chat(device, adapter)
+        from pitstop.device.request import Limits
+    stage.chat(device, adapter, limits=_within(profile, device, Limits()))
+
+
+@app.command(rich_help_panel=DEVICE)
+def bench(
+    device: Device = DEVICE_ROOT,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="Numbers of threads to try; repeatable. [1, 2, 4 … all cores]")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measure speed, memory and swaps on this board."""
+    from pitstop.device import bench as stage
+    from pitstop.device.runtime import active_release
+
+    with _needs("llama", "running a model"):
+        measured = stage.bench(active_release(device), threads or stage.thread_counts())
+    if json != STDOUT:
+        stage.describe(measured)
+    if json is not None:
+        _finish(measured, f"written to {json}", json)
+
+
+def _within(profile: str | None, device: Path, limits: Any) -> Any:
+    """Return limits lowered to what a board's profile allows."""
+    if profile is None:
+        return limits
+    from pitstop import profiles
+    from pitstop.device.limits import within
+    from pitstop.device.runtime import active_release
+
+    return within(profiles.load(profile), active_release(device).base_path(), limits)
 
 
 @suites.command("build")

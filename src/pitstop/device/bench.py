@@ -1,0 +1,213 @@
+"""What this board does with the release it has: speed, memory and the cost of a swap, measured here and now."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from pitstop.bundle.formats import read_gguf
+from pitstop.device.limits import kv_bytes_per_token
+from pitstop.device.memory import give_back_freed_memory
+from pitstop.device.store import Release
+from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Stream, Usage, Use
+from pitstop.errors import UsageError
+from pitstop.progress import progress
+
+PROMPT, ANSWER = 256, 48  # tokens that are read and made
+SWAPS = 12
+ROUNDS = 3
+CONTEXT = 512  # tokens
+MB = 1e6
+WORTH = 1.15  # times as fast a merged model must be to be worth the memory of a base for each adapter
+
+MEANING = {
+    "base_mb": ("base", "MB"),
+    "kv_mb_per_thousand_tokens": ("1,000 tokens of a conversation", "MB"),
+    "fastest_threads": ("threads that make tokens fastest", ""),
+    "base_prefill_tokens_per_second": ("base, prompt read", "tokens/s"),
+    "base_decode_tokens_per_second": ("base, answer made: a merged adapter does the same", "tokens/s"),
+    "attached_prefill_tokens_per_second": ("adapter attached, prompt read", "tokens/s"),
+    "attached_decode_tokens_per_second": ("adapter attached, answer made", "tokens/s"),
+    "adapter_mb": ("adapter's file", "MB"),
+    "adapter_load_ms": ("adapter loaded and probed", "ms"),
+    "next_token_ms": ("next token of a conversation", "ms"),
+    "next_token_after_swap_ms": ("next token after naming another model", "ms"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `pitstop bench` found."""
+
+    release: str
+    adapter: str | None  # the one that was measured; None: the release has none
+    figures: dict[str, float]  # name, with its unit at the end -> value
+    advice: tuple[str, ...]
+
+
+def bench(release: Release, threads: Sequence[int]) -> Measured:
+    """Measure the base of a release and the first of its adapters; half a minute with a small model.
+
+    Args:
+        threads: numbers of threads to try; the rest is measured with the one that makes tokens fastest.
+
+    Raises:
+        UsageError: no number of threads.
+        BrokenInput: the release cannot be loaded.
+    """
+    if not threads:
+        raise UsageError("there is no number of threads to measure with")
+    give_back_freed_memory()
+    adapters = release.adapters()
+    name = min(adapters, default=None)
+    base = release.base_path()
+    figures = {
+        "base_mb": base.stat().st_size / MB,
+        "kv_mb_per_thousand_tokens": 1000 * kv_bytes_per_token(read_gguf(base)) / MB,
+    }
+    with progress("bench", len(threads) + (2 if name else 0), "parts") as advance:
+        decode = {}
+        for count in threads:
+            with _open(release, count) as engine:
+                speeds = _speeds(engine, PLAIN_BASE)
+            decode[count] = speeds
+            figures[f"base_decode_{count}_threads_tokens_per_second"] = speeds[1]
+            advance(note=f"{count} threads")
+        best = max(decode, key=lambda count: decode[count][1])
+        figures |= {"fastest_threads": best}
+        names = ("base_prefill_tokens_per_second", "base_decode_tokens_per_second")
+        figures |= dict(zip(names, decode[best], strict=True))
+        if name is not None:
+            figures |= _attached(release, name, best)
+            advance(note=name)
+            figures |= _swap(release, name, best)
+            advance(note="swap")
+    rounded = {key: float(f"{value:.4g}") for key, value in figures.items()}
+    return Measured(release.sha256, name, rounded, tuple(_advice(rounded, len(adapters))))
+
+
+def thread_counts() -> list[int]:
+    """Return 1, 2, 4 … up to all the cores this process may use."""
+    from pitstop.engines.llama.native import cores
+
+    most = cores()
+    return sorted({*(1 << power for power in range(most.bit_length())), most})
+
+
+def _open(release: Release, threads: int, own_lanes: int = 0) -> Engine:
+    from pitstop.engines.llama import LlamaEngine  # only a device that runs models has it installed
+
+    return LlamaEngine(
+        release.base_path(),
+        base_sha256=release.base.base_sha256,
+        context_length=min(CONTEXT, release.base.context_length),
+        sequences=2,
+        threads=threads,
+        own_lanes=own_lanes,
+    )
+
+
+def _prompt(engine: Engine, number: int, invocation: Sequence[int] = ()) -> list[int]:
+    """Return a prompt of PROMPT tokens; no two numbers begin alike, so none finds another's KV."""
+    words = engine.tokenize(f"{number} bottles stand on the wall. " * PROMPT)
+    return [*words[: PROMPT - len(invocation)], *invocation]
+
+
+def _next_token(engine: Engine, stream: Stream) -> None:
+    before = stream.usage.completion_tokens
+    while not stream.finished and stream.usage.completion_tokens == before:
+        engine.advance([stream])
+
+
+def _speeds(engine: Engine, use: Use, invocation: Sequence[int] = ()) -> tuple[float, float]:
+    """Return tokens per second read and made, medians; the first round warms up and does not count."""
+    read, made = [], []
+    for number in range(ROUNDS + 1):
+        usage = Usage()
+        begun = time.perf_counter()
+        stream = engine.start(_prompt(engine, number, invocation), use, Sampling(max_tokens=ANSWER + 1), usage)
+        _next_token(engine, stream)
+        middle = time.perf_counter()
+        while not stream.finished:
+            _next_token(engine, stream)
+        made.append((usage.completion_tokens - 1) / (time.perf_counter() - middle))
+        read.append(PROMPT / (middle - begun))
+    return statistics.median(read[1:]), statistics.median(made[1:])
+
+
+def _attached(release: Release, name: str, threads: int) -> dict[str, float]:
+    bundle, path = release.adapters()[name]
+    with _open(release, threads) as engine:
+        begun = time.perf_counter()
+        engine.load_adapter(name, path)
+        loaded = 1e3 * (time.perf_counter() - begun)
+        read, made = _speeds(engine, Use(name, bundle.scale), engine.invocation(name))
+    return {
+        "adapter_mb": path.stat().st_size / MB,
+        "adapter_load_ms": loaded,
+        "attached_prefill_tokens_per_second": read,
+        "attached_decode_tokens_per_second": made,
+    }
+
+
+def _swap(release: Release, name: str, threads: int) -> dict[str, float]:
+    """Let the adapter and the base speak in turn, two tokens each, as `pitstop serve` lets them."""
+    bundle, path = release.adapters()[name]
+    after: list[float] = []
+    same: list[float] = []
+    with _open(release, threads, own_lanes=1) as engine:
+        engine.load_adapter(name, path)
+        uses = (PLAIN_BASE, Use(name, bundle.scale))
+        prompts = [_prompt(engine, number, engine.invocation(name)) for number in range(2)]
+        for use, prompt in zip(uses, prompts, strict=True):
+            list(engine.generate(prompt, use, Sampling(max_tokens=1)))
+        while engine.settle():
+            pass
+        sampling = Sampling(max_tokens=2 * SWAPS + 2)
+        streams = [engine.start(prompt, use, sampling, Usage()) for use, prompt in zip(uses, prompts, strict=True)]
+        for _ in range(SWAPS):
+            for stream in streams:
+                for times in (after, same):
+                    begun = time.perf_counter()
+                    _next_token(engine, stream)
+                    times.append(1e3 * (time.perf_counter() - begun))
+        for stream in streams:
+            stream.close()
+    return {"next_token_ms": statistics.median(same[2:]), "next_token_after_swap_ms": statistics.median(after[2:])}
+
+
+def _advice(figures: dict[str, float], adapters: int) -> list[str]:
+    threads = int(figures["fastest_threads"])
+    found = [f"serve with --threads {threads}, which make most tokens per second"]
+    if "attached_decode_tokens_per_second" not in figures:
+        return found
+    faster = figures["base_decode_tokens_per_second"] / figures["attached_decode_tokens_per_second"]
+    memory = f"{adapters} x {figures['base_mb']:,.0f} MB merged beside {figures['adapter_mb']:,.1f} MB each attached"
+    if faster < WORTH:
+        found.append(f"attached: a merged model would make {faster:.2f} times as many tokens, and take {memory}")
+    else:
+        found.append(
+            f"merged, where the memory allows it: {faster:.2f} times as many tokens as attached, for {memory}; "
+            "attached, where it does not, or where adapters change often"
+        )
+    return found
+
+
+def describe(measured: Measured) -> None:
+    """Print the figures as a table, the advice, and the lines for the board's profile."""
+    console = Console()
+    table = Table("figure", "unit", title=measured.adapter or "base only", title_justify="left")
+    table.add_column("median", justify="right")
+    for key, value in measured.figures.items():
+        threads = key.removeprefix("base_decode_").removesuffix("_threads_tokens_per_second")
+        words, unit = MEANING.get(key, (f"base, answer made, threads: {threads}", "tokens/s"))
+        table.add_row(words, unit, f"{value:,g}")
+    console.print(table)
+    for line in measured.advice:
+        console.print(f"→ {line}", highlight=False)
+    console.print("\n[dim]for the board's profile.toml:[/dim]\n\\[measured]", highlight=False)
+    for key, value in measured.figures.items():
+        console.print(f"{key} = {value:g}", highlight=False)
