@@ -17,7 +17,7 @@ from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.llama.native import cores
 from pitstop.engines.llama.threads import LONGEST_PAUSE, PAUSE, Threads, Used
 
-STEP = 0.03  # seconds of an evaluation here
+STEP = 0.12  # seconds of an evaluation here: longer than what is judged together
 PATIENCE = 120  # seconds
 
 

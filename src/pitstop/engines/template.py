@@ -32,7 +32,7 @@ def render(prompting: Prompting, messages: Sequence[Message], *, add_generation_
         )
     except jinja2.TemplateSyntaxError as error:
         raise BrokenInput(f"the chat template cannot be read: {error}") from error
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise UsageError(f"the chat template refuses these messages: {error}") from error
 
 
