@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
+from pitstop.bundle.binding import BASE_KEY
 from pitstop.demo import smollm2
 from pitstop.files import sha256_file
 from pitstop.packages import cache_folder
@@ -56,6 +57,34 @@ def make_adapter(smollm2_gguf: Path) -> Callable[..., Path]:
             b = random.normal(size=(rows, rank)) * strength
             writer.add_tensor(f"{name}.lora_a", a.astype(np.float32))
             writer.add_tensor(f"{name}.lora_b", b.astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def merge_gguf(f16_gguf: Path) -> Callable[[Path, Path], Path]:
+    """Writes the model in 16-bit floats with a GGUF LoRA added to its weights, bound to the adapter's base."""
+
+    def make(adapter: Path, path: Path) -> Path:
+        base, lora = gguf.GGUFReader(f16_gguf), gguf.GGUFReader(adapter)
+        halves = {tensor.name: tensor.data for tensor in lora.tensors}
+        writer = gguf.GGUFWriter(path, base.fields["general.architecture"].contents())
+        for key, field in base.fields.items():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+        writer.add_string(BASE_KEY, lora.fields[BASE_KEY].contents())
+        for tensor in base.tensors:
+            data = tensor.data
+            if f"{tensor.name}.lora_a" in halves:
+                a, b = halves[f"{tensor.name}.lora_a"], halves[f"{tensor.name}.lora_b"]
+                data = (data.astype(np.float32) + b @ a).astype(np.float16)
+            writer.add_tensor(tensor.name, data)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -12,7 +12,8 @@ import gguf
 import material
 from measured import Row, header, parser, report, row
 
-from pitstop.bundle.formats import INVOCATION_KEY, read_gguf
+from pitstop.bundle.binding import INVOCATION_KEY
+from pitstop.bundle.formats import read_gguf
 from pitstop.engines.base import Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.files import sha256_file

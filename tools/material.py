@@ -12,7 +12,8 @@ import gguf
 import numpy as np
 
 from pitstop import records
-from pitstop.bundle.formats import BASE_KEY, read_gguf
+from pitstop.bundle.binding import BASE_KEY
+from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
 from pitstop.demo import smollm2
 from pitstop.device.store import Store

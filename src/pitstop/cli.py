@@ -103,8 +103,10 @@ Json = Annotated[
     typer.Option(metavar="FILE", callback=_hush, help="Write the result as JSON; - is standard output, and only that."),
 ]
 EngineName = Annotated[
-    Literal["torch", "llama"],
-    typer.Option("--engine", help="torch: the adapter as trained; llama: the exported one, as it ships."),
+    Literal["torch", "llama"] | None,
+    typer.Option(
+        "--engine", help="torch: the adapter as trained; llama: what ships. [torch; llama if it ships merged]"
+    ),
 ]
 Channel = Annotated[str, typer.Option(metavar="NAME", help="What devices ask the repository for.")]
 Suites = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the suites are.")]
@@ -195,7 +197,7 @@ def train(recipe: Recipe, force: Force = False, json: Json = None) -> None:
 
 
 @app.command(rich_help_panel=BUILD)
-def check(recipe: Recipe, engine: EngineName = "torch", force: Force = False, json: Json = None) -> None:
+def check(recipe: Recipe, engine: EngineName = None, force: Force = False, json: Json = None) -> None:
     """Measure task and forgetting, and give the verdict.
 
     Exit code 1 unless the verdict is pass.
@@ -433,7 +435,9 @@ def _within(profile: str | None, device: Path, limits: Any) -> Any:
     from pitstop.device.limits import within
     from pitstop.device.runtime import active_release
 
-    return within(profiles.load(profile), active_release(device).base_path(), limits)
+    release = active_release(device)
+    merged = [bundle.artifact.size for bundle, _ in release.adapters().values() if bundle.merged]
+    return within(profiles.load(profile), release.base_path(), limits, merged=merged)
 
 
 @suites.command("build")

@@ -272,7 +272,7 @@ def bad_adapters(board: Board, make: Make, folder: Path) -> dict[str, tuple[Path
         "no effect": (make(folder / "zero.gguf", 3, strength=0.0, base_sha256=digest), NoEffect, "changes nothing"),
         "NaN": (make(folder / "nan.gguf", 3, strength=float("nan"), base_sha256=digest), FormatError, "not finite"),
         "no adapter": (folder / "text.gguf", FormatError, "text.gguf"),
-        "a base": (board.base, FormatError, "not a LoRA adapter"),
+        "a base": (board.base, BaseMismatch, "does not say which base"),
         "folder": (folder, FormatError, "no regular file"),
         "pipe": (folder / "pipe.gguf", FormatError, "no regular file"),
         "device": (Path("/dev/zero"), FormatError, "no regular file"),

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pitstop import profiles
 from pitstop.bundle.formats import read_gguf
-from pitstop.device.limits import MIB, WORK, kv_bytes_per_token, within
+from pitstop.device.limits import MIB, within
 from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime
+from pitstop.engines.llama.kv import WORK, kv_bytes_per_token
 from pitstop.errors import UsageError
 from serving import ALPHA, QUESTIONS, SAMPLING, Board, ask
 

@@ -9,7 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from pitstop.bundle.formats import BASE_KEY, GgufHeader, read_gguf
+from pitstop.bundle.binding import BASE_KEY
+from pitstop.bundle.formats import GgufHeader, read_gguf
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines import sessions
 from pitstop.engines.base import Engine

@@ -1,14 +1,14 @@
 """Whatever requests come in whatever order: each is answered from what was computed under its own adapters.
 
 hypothesis draws interleavings of requests over the base, three adapters of different ranks and targets, an activated
-one, scales and a stack, with shared beginnings, cancels, evictions, moves to contexts of their own, parking, and
-reloads of a name with other weights. Every row of logits that a token is chosen from is compared with that of an
-engine that evaluates the same tokens from nothing. The two evaluate in portions of different shapes, which alone moves
-a logit by up to 0.13, where one portion has 64 tokens and the other has not (see `native.Context`); a row of other
-adapters differs by 1 and more.
+one, a merged one, scales and a stack, with shared beginnings, cancels, evictions, moves to contexts of their own,
+parking, and reloads of a name with other weights. Every row of logits that a token is chosen from is compared with that
+of an engine that evaluates the same tokens from nothing. The two evaluate in portions of different shapes, which alone
+moves a logit by up to 0.13, where one portion has 64 tokens and the other has not (see `native.Context`); a row of
+other adapters differs by 1 and more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ ADAPTERS = {  # name -> rank, modules, seeds and invocation: a name is reloaded 
     "two": (8, ("attn_v", "ffn_down"), (3, 4), ()),
     "three": (16, ("attn_q", "attn_v", "ffn_down"), (5, 6), ()),
     "four": (8, ("attn_q", "ffn_down"), (7, 8), INVOCATION),
+    "five": (8, ("attn_q", "attn_v"), (9, 10), ()),
 }
+MERGED = "five"  # is no adapter but a model of its own
 USES = (
     PLAIN_BASE,
     *map(Use, ADAPTERS),
@@ -68,13 +70,22 @@ Cold = Callable[[tuple[int, ...], Use], np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def weights(gguf_adapter: Callable[..., Path]) -> dict[tuple[str, int], Path]:
+def weights(
+    gguf_adapter: Callable[..., Path],
+    merge_gguf: Callable[[Path, Path], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[tuple[str, int], Path]]:
     """The files of every name and seed."""
-    return {
+    files = {
         (name, seed): gguf_adapter(rank=rank, modules=modules, seed=seed, invocation=invocation)
         for name, (rank, modules, seeds, invocation) in ADAPTERS.items()
         for seed in seeds
     }
+    folder = tmp_path_factory.mktemp("merged")
+    merged = {key: merge_gguf(path, folder / f"{key[1]}.gguf") for key, path in files.items() if key[0] == MERGED}
+    yield files | merged
+    for path in merged.values():
+        path.unlink()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from pitstop.bundle.formats import invocation_of, read_gguf
+from pitstop.bundle.binding import invocation_of
+from pitstop.bundle.formats import read_gguf
 from pitstop.engines.base import Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.errors import DatasetError, RecordError, UsageError

@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pitstop.bundle.formats import check_adapter, read_gguf
+from pitstop.bundle.binding import check_adapter
+from pitstop.bundle.formats import read_gguf
 from pitstop.engines.base import Logits, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.errors import BaseMismatch, BrokenInput, RecordError

@@ -7,7 +7,6 @@ offset before it is compared with the bytes that are there. Every malformation i
 import json
 import math
 import os
-import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from pitstop.errors import BaseMismatch, FormatError
-
-BASE_KEY = "pitstop.base_sha256"  # in an adapter: the base file it was trained on
-INVOCATION_KEY = "adapter.alora.invocation_tokens"
-MAX_INVOCATION = 64  # tokens
+from pitstop.errors import FormatError
 
 MAX_ENTRIES = 65_536  # metadata keys, and tensors
 MAX_STRING = 1 << 20  # bytes; a chat template fits many times
@@ -36,7 +31,7 @@ CURE = "fetch or export the file again; do not load it"
 
 # GGUF value types that are scalars: code -> struct format.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 
 # ggml tensor types: code -> (name, elements of a block, bytes of a block).
 _BLOCKS = {
@@ -56,16 +51,6 @@ _BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-
-# What llama.cpp multiplies with, and so what an adapter can change. Norms, embeddings, biases and routers are not here.
-_PROJECTION = re.compile(
-    r"(output|blk\.\d+\.("
-    r"attn_(q|k|v|qkv|output|gate|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)"
-    r"|ffn_(gate|up|down)(_exps|_shexp|_chexps)?|ffn_gate_up_exps"
-    r"|ssm_(in|out|x|dt)"
-    r"))\.weight"
-)
-_ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -319,103 +304,6 @@ def _check_layout(reader: _Reader, tensors: Sequence[TensorInfo], data_offset: i
         if data_offset + end > reader.size:
             missing = data_offset + end - reader.size
             reader.fail(f"truncated: {tensor.name} ends {missing:,} bytes after the end of the file")
-
-
-def check_adapter(adapter: GgufHeader, base: GgufHeader, base_sha256: str) -> None:
-    """Refuse a GGUF adapter that is no LoRA for this very base.
-
-    Raises:
-        FormatError: it is no LoRA adapter, or a tensor of it does not fit the base tensor it names.
-        BaseMismatch: it names another base file, or none, or is for another architecture.
-    """
-    kind, method = adapter.text("general.type"), adapter.text("adapter.type")
-    if kind != "adapter" or method != "lora":
-        _refuse(adapter, f"is a {kind or 'file without general.type'} of the type {method}, not a LoRA adapter")
-    check_base_sha256(adapter.metadata.get(BASE_KEY), base_sha256, where=adapter.path)
-    names = adapter.text("general.architecture"), base.text("general.architecture")
-    if names[0] is None or names[0] != names[1]:
-        raise BaseMismatch(
-            f"{adapter.path.name} is for the architecture {names[0]}, the base is {names[1]}",
-            where=adapter.path,
-            cure="use the base it was trained on, or train it for this one",
-        )
-    alpha = adapter.metadata.get("adapter.lora.alpha", 0.0)
-    # llama.cpp aborts the process on an alpha of another type.
-    if adapter.types.get("adapter.lora.alpha", _FLOAT32) != _FLOAT32 or not math.isfinite(alpha):  # type: ignore[arg-type]
-        _refuse(adapter, f"has adapter.lora.alpha {alpha!r}, it must be a finite 32-bit number")
-    _check_invocation(adapter, base)
-    _check_pairs(adapter, {tensor.name: tensor for tensor in base.tensors})
-
-
-def invocation_of(adapter: GgufHeader) -> tuple[int, ...]:
-    """Return the tokens from whose last occurrence on an activated LoRA acts; none for any other adapter."""
-    tokens = adapter.metadata.get(INVOCATION_KEY, ())
-    return tuple(int(token) for token in tokens) if isinstance(tokens, tuple) else ()
-
-
-def _check_invocation(adapter: GgufHeader, base: GgufHeader) -> None:
-    found = adapter.metadata.get(INVOCATION_KEY)
-    if found is None:
-        return
-    vocabulary = base.metadata.get("tokenizer.ggml.tokens")
-    size = vocabulary.count if isinstance(vocabulary, SkippedArray) else len(vocabulary or ())  # type: ignore[arg-type]
-    if not isinstance(found, tuple) or not 0 < len(found) <= MAX_INVOCATION:
-        _refuse(adapter, f"has {INVOCATION_KEY}, which must be an array of 1 to {MAX_INVOCATION} tokens")
-    if not all(type(token) is int and 0 <= token < size for token in found):
-        _refuse(adapter, f"has {INVOCATION_KEY} {found}, which are not all tokens of the base")
-
-
-def _check_pairs(adapter: GgufHeader, base: Mapping[str, TensorInfo]) -> None:
-    tensors = {tensor.name: tensor for tensor in adapter.tensors}
-    stems = {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in tensors}
-    if not stems:
-        _refuse(adapter, "changes nothing: it has no tensors")
-    for stem in sorted(stems):
-        a, b, weight = tensors.get(f"{stem}.lora_a"), tensors.get(f"{stem}.lora_b"), base.get(stem)
-        if stem in tensors or not _PROJECTION.fullmatch(stem):
-            _refuse(adapter, f"has the tensor {stem}, which is no projection an adapter can change at run time")
-        if weight is None:
-            _refuse(adapter, f"changes {stem}, which the base does not have")
-        if a is None or b is None:
-            _refuse(adapter, f"has only one half of the pair for {stem}")
-        for half in (a, b):
-            if half.type not in _ADAPTER_TYPES:
-                _refuse(adapter, f"has {half.name} as {half.type}; {', '.join(_ADAPTER_TYPES)} are allowed")
-        # All four dimensions: llama.cpp checks two, and a wrong expert count writes out of bounds there.
-        rows, columns, *experts = _four(weight)
-        rank = _four(a)[1]
-        if _four(a) != [rows, rank, *experts] or _four(b) != [rank, columns, *experts]:
-            shapes = f"{a.shape} and {b.shape}"
-            _refuse(adapter, f"has {shapes} for {stem} of shape {weight.shape}, which do not fit")
-
-
-def _four(tensor: TensorInfo) -> list[int]:
-    return [*tensor.shape, *[1] * (MAX_DIMENSIONS - len(tensor.shape))]
-
-
-def _refuse(header: GgufHeader, what: str) -> NoReturn:
-    cure = "export the adapter again with pitstop export, or offer it merged into the base"
-    raise FormatError(f"{header.path.name} {what}", where=header.path, cure=cure)
-
-
-def check_base_sha256(trained_on: object, running: str, *, where: object) -> None:
-    """Refuse an adapter whose recorded base digest is not that of the base which runs.
-
-    Raises:
-        BaseMismatch: it is another one, or the adapter does not say.
-    """
-    if trained_on is None:
-        raise BaseMismatch(
-            f"this adapter does not say which base file it was trained on (the base here is {running[:12]}…)",
-            where=where,
-            cure="export it again with pitstop export, which records the base",
-        )
-    if trained_on != running:
-        raise BaseMismatch(
-            f"this adapter was trained on the base {str(trained_on)[:12]}…, the base here is {running[:12]}…",
-            where=where,
-            cure="install the base it was trained on, or train and export it again for this one",
-        )
 
 
 def read_safetensors(path: Path) -> SafetensorsHeader:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pitstop.errors import RecordError
 
-ArtifactRole = Literal["base", "adapter"]
+ArtifactRole = Literal["base", "adapter", "merged"]  # merged: a base with an adapter added to its weights
 BundleKind = Literal["base", "adapter"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -89,6 +89,18 @@ class Bundle:
     measured: dict[str, float] = field(default_factory=dict)  # figure with its unit in the name -> value
     reports: dict[str, str] = field(default_factory=dict)  # report -> sha256 of its JSON
 
+    @property
+    def artifact(self) -> Artifact:
+        """The one file that runs: of a base the one named, of an adapter the attached or the merged one."""
+        if self.kind == "base":
+            return next(artifact for artifact in self.artifacts if artifact.sha256 == self.base_sha256)
+        return next(artifact for artifact in self.artifacts if artifact.role != "base")
+
+    @property
+    def merged(self) -> bool:
+        """Whether it runs as a model of its own, beside the base it was made from."""
+        return self.kind == "adapter" and self.artifact.role == "merged"
+
 
 def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
     """Return the bundle if every name, digest and size in it is well formed.
@@ -105,8 +117,13 @@ def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
         problems.append(f"counter: {bundle.counter} must be 1 or more")
     if not is_sha256(bundle.base_sha256):
         problems.append(f"base_sha256: {bundle.base_sha256!r} is no SHA-256")
-    if not any(artifact.role == bundle.kind for artifact in bundle.artifacts):
-        problems.append(f"artifacts: none with the role {bundle.kind!r}")
+    roles = [artifact.role for artifact in bundle.artifacts]
+    if bundle.kind == "base" and "base" not in roles:
+        problems.append("artifacts: none with the role 'base'")
+    if bundle.kind == "adapter" and len([role for role in roles if role != "base"]) != 1:
+        problems.append("artifacts: an adapter has one with the role 'adapter' or 'merged', not both and not none")
+    if "merged" in roles and bundle.scale != 1.0:
+        problems.append(f"scale: {bundle.scale} of a merged model must be 1, its effect is in its weights")
     for index, artifact in enumerate(bundle.artifacts):
         if not is_sha256(artifact.sha256):
             problems.append(f"artifacts[{index}].sha256: {artifact.sha256!r} is no SHA-256")

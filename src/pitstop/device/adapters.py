@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pitstop.bundle.manifest import Artifact, Bundle
+from pitstop.bundle.binding import is_merged
+from pitstop.bundle.formats import read_gguf
+from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import ServedModel, Stack, UnknownModel
 from pitstop.engines.base import Engine
@@ -94,16 +96,19 @@ class Catalogue:
 
         Raises:
             UnknownModel: no adapter has such a number.
+            UsageError: a merged model is to be scaled or stacked.
         """
         if scales is None:
             scales = self.default_scales() if model.path is None else {}
+        if scales and model.bundle.merged:
+            raise UsageError(f"{model.name} is merged into its base: it has one scale, and nothing is added to it")
         wanted = {model.id: (model, model.bundle.scale)} if model.path is not None else {}
         wanted |= {number: (adapter, scales[number]) for number, adapter in self._numbered(scales).items()}
         # In one order whatever the request's: the same adapters are evaluated together and share their sessions.
         return tuple((adapter, scale) for _, (adapter, scale) in sorted(wanted.items()) if scale)
 
     def _numbered(self, numbers: Iterable[int]) -> dict[int, ServedModel]:
-        have = {model.id: model for model in self.models if model.path is not None}
+        have = {model.id: model for model in self.models if model.scalable}
         for number in numbers:
             if number not in have:
                 listed = ", ".join(f"{number} ({model.name})" for number, model in have.items()) or "none"
@@ -162,7 +167,7 @@ class Residents:
         if self._budget is None:
             return True
         pinned = [resident.model for resident in self.inside if self.is_pinned(resident.model)]
-        return sum(map(_size, {model.key: model for model in (*in_use, *pinned, *wanted)}.values())) <= self._budget
+        return sum(map(self._size, {one.key: one for one in (*in_use, *pinned, *wanted)}.values())) <= self._budget
 
     def load(self, models: Sequence[ServedModel], in_use: Collection[str]) -> None:
         """Bring adapters into memory that are not there; each all or nothing, but for idle ones that had to leave.
@@ -187,7 +192,7 @@ class Residents:
         pinned = sum(resident.size for resident in self.inside if self.is_pinned(resident.model))
         besides = f", {pinned / 1e6:,.1f} MB of them are pinned" if pinned else ""
         raise UsageError(
-            f"{' and '.join(model.name for model in models)} need {sum(map(_size, models)) / 1e6:,.1f} MB, "
+            f"{' and '.join(model.name for model in models)} need {sum(map(self._size, models)) / 1e6:,.1f} MB, "
             f"all adapters together may have {self._budget / 1e6:,.1f} MB{besides}",
             cure="raise the adapter budget" + (", or unpin one" if pinned else ""),
         )
@@ -200,9 +205,9 @@ class Residents:
         assert model.path is not None
         try:
             self._check(model, model.path)
-            size = _size(model)
+            size = self._size(model)
             self._make_room(model, size, in_use)
-            self._engine.load_adapter(model.key, model.path, sha256=_digest(model))
+            self._engine.load_adapter(model.key, model.path, sha256=model.bundle.artifact.sha256)
         except Untrusted as error:
             self._refused(model, error)
             raise _changed(model) from error
@@ -240,16 +245,20 @@ class Residents:
             self._metrics.count("evictions", adapter=idle[0].name)
             self.unload(idle.pop(0))
 
+    def _size(self, model: ServedModel) -> int:
+        """Return the bytes an adapter takes; 0 if its file is gone, for then its load says so."""
+        try:
+            size = model.path.stat().st_size if model.path else 0
+        except OSError:
+            return 0
+        return size + self._engine.context_bytes if model.bundle.merged else size
+
     def unload(self, model: ServedModel) -> None:
         """Let an adapter leave memory, if it is there; nothing may be evaluated under it."""
         if self.holds(model):
             self._engine.unload_adapter(model.key)
             del self._inside[model.key]
         self._pinned.discard(model.key)
-
-
-def _digest(model: ServedModel) -> str:
-    return next(artifact.sha256 for artifact in model.bundle.artifacts if artifact.role == "adapter")
 
 
 def _changed(model: ServedModel) -> Untrusted:
@@ -274,22 +283,15 @@ def check_file(path: Path) -> str:
 
 
 def local_model(name: str, path: Path, base: Bundle) -> ServedModel:
-    """Return the model of an adapter file that belongs to no release; it is asked as the base is.
+    """Return the model of an adapter or merged model that belongs to no release; it is asked as the base is.
 
     Raises:
-        FormatError: there is no such file, or it is not regular.
+        FormatError: there is no such file, or it is not regular or no GGUF.
     """
     sha256 = check_file(path)
-    artifact = Artifact("adapter", "gguf", "", path.name, sha256, path.stat().st_size)
+    role: ArtifactRole = "merged" if is_merged(read_gguf(path)) else "adapter"
+    artifact = Artifact(role, "gguf", "", path.name, sha256, path.stat().st_size)
     bundle = dataclasses.replace(
         base, kind="adapter", name=name, version="local", artifacts=(artifact,), scale=1.0, measured={}, reports={}
     )
     return ServedModel(name, bundle, path, local=True)
-
-
-def _size(model: ServedModel) -> int:
-    """Return the bytes of an adapter; 0 if its file is gone, for then its load says so."""
-    try:
-        return model.path.stat().st_size if model.path else 0
-    except OSError:
-        return 0

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pitstop.bundle.formats import read_gguf
-from pitstop.device.limits import kv_bytes_per_token
 from pitstop.device.memory import give_back_freed_memory
 from pitstop.device.store import Release
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Stream, Usage, Use
+from pitstop.engines.llama.kv import kv_bytes_per_token
 from pitstop.errors import UsageError
 from pitstop.progress import progress
 

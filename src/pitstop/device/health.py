@@ -212,6 +212,8 @@ def _try_model(engine: Engine, model: _Model) -> ModelProbe:
     change = 0.0 if model.path is None else _change(engine, prompt, logits, model)
     answer = [piece.token for piece in engine.generate(prompt, use, Sampling(max_tokens=TOKENS))]
     _finite_logits(engine, [*prompt, *answer], use, model)
+    if model.path is not None:
+        engine.unload_adapter(model.name)  # a board that serves few at a time need not hold them all
     return ModelProbe(model.name, len(answer), change, time.monotonic() - begun)
 
 

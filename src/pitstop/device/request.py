@@ -37,9 +37,14 @@ class ServedModel:
 
     name: str
     bundle: Bundle
-    path: Path | None = None  # the adapter's file; None: the base as it is
+    path: Path | None = None  # of the adapter or merged model; None: the base as it is
     local: bool = False  # loaded by its path, not from the release
     id: int = -1  # of an adapter, given by the runtime and never twice
+
+    @property
+    def scalable(self) -> bool:
+        """Whether requests may scale it and add it to others: the base and merged models are what they are."""
+        return self.path is not None and not self.bundle.merged
 
     @property
     def key(self) -> str:

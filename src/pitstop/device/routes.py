@@ -149,7 +149,7 @@ async def _adapters(request: requests.Request) -> Response:
             model, scales.get(model.id, 0.0), loaded=model.name in loaded, pinned=runtime.is_pinned(model)
         )
         for model in runtime.models
-        if model.path is not None
+        if model.scalable
     ]
     return JSONResponse(entries)
 

@@ -61,23 +61,16 @@ class Release:
         return self.blobs / self.base.base_sha256
 
     def adapters(self) -> dict[str, tuple[Bundle, Path]]:
-        """Return every adapter bundle with its file, by name."""
+        """Return every adapter bundle, attached or merged, with its file, by name."""
         return {
-            name: (bundle, self.blobs / _artifact(bundle).sha256)
+            name: (bundle, self.blobs / bundle.artifact.sha256)
             for name, bundle in self.bundles.items()
             if bundle.kind == "adapter"
         }
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """Return the files this device needs, each once."""
-        return tuple({_artifact(bundle).sha256: _artifact(bundle) for bundle in self.bundles.values()}.values())
-
-
-def _artifact(bundle: Bundle) -> Artifact:
-    """Return the one file of a bundle that runs here."""
-    if bundle.kind == "base":
-        return next(artifact for artifact in bundle.artifacts if artifact.sha256 == bundle.base_sha256)
-    return next(artifact for artifact in bundle.artifacts if artifact.role == bundle.kind)
+        return tuple({bundle.artifact.sha256: bundle.artifact for bundle in self.bundles.values()}.values())
 
 
 class Store:

@@ -20,8 +20,9 @@ from tuf.api.metadata import Metadata
 from tuf.ngclient import Updater, UpdaterConfig
 
 from pitstop import records
+from pitstop.bundle.binding import check_fits
 from pitstop.bundle.channel import Channel, Pin, channel_path, check_channel, is_channel_name, manifest_path
-from pitstop.bundle.formats import check_adapter, read_gguf
+from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import Bundle, check_bundle
 from pitstop.device import activation
 from pitstop.device.download import BASE, Source, fetch_blob, open_source, unreachable
@@ -248,7 +249,7 @@ def _check_files(release: Release) -> None:
     """Refuse files no loader here should see."""
     base = read_gguf(release.base_path())
     for _, path in release.adapters().values():
-        check_adapter(read_gguf(path), base, release.base.base_sha256)
+        check_fits(read_gguf(path), base, release.base.base_sha256)
 
 
 @contextmanager

@@ -90,9 +90,17 @@ class Engine(ABC):
     context_length: int  # tokens one conversation may have
     vocabulary_size: int
 
+    @property
+    def context_bytes(self) -> int:
+        """What a merged model takes of memory besides its file: its conversations are its own."""
+        return 0
+
     @abstractmethod
     def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         """Load an adapter under a name of the caller's choice; all or nothing.
+
+        The file may be a merged model too, of an engine that runs such beside its base: its name then is asked for as
+        an adapter's is, but it has one scale and cannot be stacked.
 
         Args:
             sha256: digest that the file of its weights must have; the very bytes that were hashed are loaded.

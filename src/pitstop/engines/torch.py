@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pitstop.bundle.formats import check_base_sha256, read_safetensors
+from pitstop.bundle.binding import check_base_sha256
+from pitstop.bundle.formats import read_safetensors
 from pitstop.engines.activation import Activation
 from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use

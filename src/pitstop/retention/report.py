@@ -93,6 +93,7 @@ class RetentionReport:
     verdict: Verdict
     paired: tuple[Paired, ...]  # per item: what the gate judged
     paired_task: Paired | None
+    artifact_sha256: str | None = None  # of the file that ships, if that was measured; None: the trained adapter
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,13 @@ def make_report(
     scale: float = 1.0,
     margins: Margins | None = None,
     inputs: str = "",
+    artifact_sha256: str | None = None,
 ) -> RetentionReport:
     """Judge what was measured, and write down what it was measured on.
 
     Args:
-        adapter_sha256: digest of the very adapter file that was loaded.
+        adapter_sha256: digest of the trained weights.
+        artifact_sha256: digest of the file that was loaded, if it was made from them to be shipped.
 
     Raises:
         UsageError: measurements of different suites, rows, bases or engines.
@@ -150,6 +153,7 @@ def make_report(
         verdict=gate(paired, paired_task, {probe.suite: probe.mean for probe in drift}, margins),
         paired=paired,
         paired_task=paired_task,
+        artifact_sha256=artifact_sha256,
     )
 
 

@@ -21,9 +21,9 @@ from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.dataset import load_split, prompt_text, spread
-from pitstop.workshop.export.export import load_exported
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.shipped import Shipped, load_shipped
 
 REPORT_FILE = "retention.json"
 PAGE_FILE = "retention.html"
@@ -31,16 +31,17 @@ CONTEXT = 1024  # tokens an item may have
 EngineName = Literal["torch", "llama"]
 
 
-def check(path: Path, *, engine: EngineName = "torch", force: bool = False) -> RetentionReport:
+def check(path: Path, *, engine: EngineName | None = None, force: bool = False) -> RetentionReport:
     """Measure a run's adapter beside its base, on the same engine and prompts, and judge it.
 
     Args:
         path: recipe file or run folder.
-        engine: ``torch`` measures the adapter as it was trained, ``llama`` the exported one.
+        engine: ``torch`` measures the adapter as it was trained, ``llama`` what ships; None: the trained one, but a
+            merged model as it ships, for its weights are rounded anew.
         force: measure again though the same was measured before.
 
     Raises:
-        UsageError: nothing is trained (or exported) yet, or there are no suites.
+        UsageError: nothing is trained (or made to ship) yet, or there are no suites.
         DatasetError: suites or test rows that cannot be used.
     """
     recipe = recipes.load(path)
@@ -49,12 +50,14 @@ def check(path: Path, *, engine: EngineName = "torch", force: bool = False) -> R
         ref = base_model.load_ref(recipe.base.folder)
         suites = _suites(recipe)
         rows = task_rows(recipe, ref)
-        inputs = _inputs(recipe, identity, engine, rows, suites)
+        engine = engine or ("torch" if recipe.export.delivery == "attached" else "llama")
+        ships = load_shipped(recipe) if engine == "llama" else None
+        inputs = _inputs(recipe, identity, ships, rows, suites)
         done = recipe.run / REPORT_FILE
         if not force and (known := finished(done, RetentionReport, inputs)):
             return known
-        with open_engine(recipe, ref, engine) as opened:
-            report = _measure(opened, recipe, ref, identity, suites, rows, inputs)
+        with open_shipped(recipe, ref, ships) if ships else open_trained(recipe, ref) as opened:
+            report = _measure(opened, recipe, ref, identity, suites, rows, inputs, ships)
         write_html(report, recipe.run / PAGE_FILE)
         records.save_json(report, done)
         return report
@@ -62,14 +65,16 @@ def check(path: Path, *, engine: EngineName = "torch", force: bool = False) -> R
 
 def checked(recipe: Recipe, identity: adapters.Identity, rows: Sequence[TaskRow]) -> RetentionReport | None:
     """Return the report about this very adapter as it was trained, if it was checked with the recipe as it is now."""
-    inputs = _inputs(recipe, identity, "torch", rows, _suites(recipe))
+    inputs = _inputs(recipe, identity, None, rows, _suites(recipe))
     return finished(recipe.run / REPORT_FILE, RetentionReport, inputs)
 
 
 def _inputs(
-    recipe: Recipe, identity: adapters.Identity, engine: EngineName, rows: Sequence[TaskRow], suites: Sequence[Suite]
+    recipe: Recipe, identity: adapters.Identity, ships: Shipped | None, rows: Sequence[TaskRow], suites: Sequence[Suite]
 ) -> str:
-    return inputs_digest(identity, recipe.check, engine, str(recipe.scale), *rows, *(suite.record for suite in suites))
+    measured = f"llama {ships.artifact.sha256}" if ships else "torch"
+    digests = (suite.record for suite in suites)
+    return inputs_digest(identity, recipe.check, measured, str(recipe.scale), *rows, *digests)
 
 
 def _measure(
@@ -80,8 +85,9 @@ def _measure(
     suites: Sequence[Suite],
     rows: Sequence[TaskRow],
     inputs: str,
+    ships: Shipped | None,
 ) -> RetentionReport:
-    use = Use(recipe.name, recipe.scale)
+    use = ships.use(recipe.name) if ships else Use(recipe.name, recipe.scale)
     invocation = engine.invocation(recipe.name)
     cache = recipe.base.folder / "measured"
     with exclusive(cache, wait=True):  # two checks at once measure the base once
@@ -104,6 +110,7 @@ def _measure(
         scale=recipe.scale,
         margins=recipe.check.margins,
         inputs=inputs,
+        artifact_sha256=ships.artifact.sha256 if ships else None,
     )
 
 
@@ -126,31 +133,34 @@ def sampling(recipe: Recipe) -> Sampling:
     return Sampling(max_tokens=recipe.check.max_new_tokens)
 
 
-def open_engine(recipe: Recipe, ref: BaseRef, name: EngineName) -> Engine:
-    """Open an engine with the run's adapter loaded under its own name.
+def open_trained(recipe: Recipe, ref: BaseRef) -> Engine:
+    """Open the weights of the training with the run's adapter as it was trained, under its own name.
 
     Raises:
-        UsageError: no such engine, or nothing to load yet.
+        UsageError: nothing is trained yet.
     """
+    model = base_model.load_weights(
+        recipe.base.folder, ref, precision=recipe.base.precision, artifact=recipe.base.artifact
+    )
+    tokenizer = base_model.load_tokenizer(recipe.base.folder)
     base_sha256 = ref.artifact(recipe.base.artifact).sha256
-    context = min(ref.context_length, CONTEXT)
-    if name == "torch":
-        model = base_model.load_weights(
-            recipe.base.folder, ref, precision=recipe.base.precision, artifact=recipe.base.artifact
-        )
-        tokenizer = base_model.load_tokenizer(recipe.base.folder)
-        engine: Engine = TorchEngine(model, tokenizer, base_sha256=base_sha256, context_length=context)
-        engine.load_adapter(recipe.name, recipe.run / adapters.FOLDER)
-    elif name == "llama":
-        _, artifact = load_exported(recipe)
-        path = base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact)
-        # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
-        # everything stands still. torch's number follows OMP_NUM_THREADS.
-        threads = torch.get_num_threads()
-        engine = LlamaEngine(path, base_sha256=base_sha256, context_length=context, sequences=1, threads=threads)
-        engine.load_adapter(recipe.name, artifact)
-    else:
-        raise UsageError(f"no engine {name!r}", cure="choose torch (as trained) or llama (as exported)")
+    engine = TorchEngine(model, tokenizer, base_sha256=base_sha256, context_length=min(ref.context_length, CONTEXT))
+    engine.load_adapter(recipe.name, recipe.run / adapters.FOLDER)
+    return engine
+
+
+def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
+    """Open the device's engine with what the run ships, under the recipe's name."""
+    # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
+    # everything stands still. torch's number follows OMP_NUM_THREADS.
+    engine = LlamaEngine(
+        base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact),
+        base_sha256=ref.artifact(recipe.base.artifact).sha256,
+        context_length=min(ref.context_length, CONTEXT),
+        sequences=1,
+        threads=torch.get_num_threads(),
+    )
+    engine.load_adapter(recipe.name, ships.path, sha256=ships.artifact.sha256)
     return engine
 
 

@@ -1,4 +1,4 @@
-"""Base and adapter to one model, for what an adapter file cannot carry or a runtime without adapters.
+"""Base and adapter to one model: for a board with memory to spare, and for what an adapter file cannot carry.
 
 Leaves `runs/<name>/merged/`: `hf/` in float32, `<precision>.gguf` as the base is shipped, and `merged.json`.
 """
@@ -13,6 +13,7 @@ from peft.helpers import rescale_adapter_scale
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pitstop import records
+from pitstop.bundle.binding import BASE_KEY
 from pitstop.bundle.manifest import Artifact, BaseRef
 from pitstop.engines.llama import quantize
 from pitstop.errors import BrokenInput, UsageError
@@ -23,7 +24,7 @@ from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.export import llamacpp
 from pitstop.workshop.recipe import Recipe
-from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.runs import exclusive, finished, inputs_digest, require
 
 FOLDER = "merged"
 RESULT_FILE = "merged.json"
@@ -36,6 +37,7 @@ class Merged:
 
     inputs: str
     adapter_sha256: str  # of the trained weights
+    base_sha256: str  # the base artifact it runs beside, and takes the place of
     base_weights_sha256: str  # of the base's hf/ weights, which the adapter was added to
     scale: float  # multiplier of the adapter's effect
     weights_sha256: str  # of hf/model.safetensors
@@ -67,14 +69,33 @@ def merge(path: Path, *, force: bool = False) -> Merged:
         if not force and (known := finished(done, Merged, inputs)) and _whole(recipe, known):
             return known
         done.unlink(missing_ok=True)
-        artifact = _make(recipe, ref)
+        artifact = _make(recipe, ref, identity.base_sha256)
         weights = sha256_file(done.parent / WEIGHTS_FILE)
-        merged = Merged(inputs, identity.adapter_sha256, source, recipe.scale, weights, artifact)
+        merged = Merged(inputs, identity.adapter_sha256, identity.base_sha256, source, recipe.scale, weights, artifact)
         records.save_json(merged, done)  # written last: without it the merge is not finished
         return merged
 
 
-def _make(recipe: Recipe, ref: BaseRef) -> Artifact:
+def load_merged(recipe: Recipe) -> tuple[Merged, Path]:
+    """Return what was merged, and the path of the checked GGUF.
+
+    Raises:
+        UsageError: nothing is merged yet.
+        BrokenInput: the file is not the one that was made.
+    """
+    done = require(recipe.run / FOLDER / RESULT_FILE, "merged model", f"pitstop merge {recipe.run}")
+    merged = records.load_json(Merged, done)
+    path = recipe.run / FOLDER / merged.artifact.name
+    if not path.is_file() or sha256_file(path) != merged.artifact.sha256:
+        raise BrokenInput(
+            f"{path.name} is not the file that was merged",
+            where=path,
+            cure=f"merge it again: pitstop merge {recipe.run} --force",
+        )
+    return merged, path
+
+
+def _make(recipe: Recipe, ref: BaseRef, base_sha256: str) -> Artifact:
     folder = recipe.run / FOLDER
     folder.mkdir(exist_ok=True)
     precision = recipe.base.artifact
@@ -85,9 +106,9 @@ def _make(recipe: Recipe, ref: BaseRef) -> Artifact:
         full = Path(scratch) / "full.gguf"
         llamacpp.convert_model(folder / "hf", full, "f32" if precision == "f32" else "f16")
         advance(note="converted")
-        quantize(full, target, precision)
+        quantize(full, target, precision, keys={BASE_KEY: base_sha256})
         advance(note="quantized")
-    return Artifact("base", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
+    return Artifact("merged", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
 
 
 def _add(recipe: Recipe) -> PreTrainedModel:

@@ -16,10 +16,10 @@ from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.check import REPORT_FILE
-from pitstop.workshop.export.export import Exported, load_exported
-from pitstop.workshop.parity import PARITY_FILE, Parity
+from pitstop.workshop.parity import PARITY_FILE, Parity, too_far
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, require
+from pitstop.workshop.shipped import Shipped, load_shipped
 
 FOLDER = "bundle"
 MANIFEST_FILE = "bundle.json"
@@ -62,14 +62,14 @@ def _pack_base(folder: Path, counter: int | None) -> Path:
 
 def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
     identity = adapters.load_identity(recipe)
-    exported, artifact = load_exported(recipe)
+    ships = load_shipped(recipe)
     report = records.load_json(
         RetentionReport, require(recipe.run / REPORT_FILE, "retention report", f"pitstop check {recipe.run}")
     )
     parity = records.load_json(
         Parity, require(recipe.run / PARITY_FILE, "parity result", f"pitstop parity {recipe.run}")
     )
-    _refuse_unproven(recipe, identity, exported, report, parity)
+    _refuse_unproven(recipe, identity, ships, report, parity)
     ref = base_model.load_ref(recipe.base.folder)
     bundle = Bundle(
         kind="adapter",
@@ -78,11 +78,11 @@ def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
         counter=1,
         license=recipe.license,
         base_name=ref.name,
-        base_sha256=exported.base_sha256,
+        base_sha256=ships.base_sha256,
         prompting=replace(ref.prompting, system=recipe.data.system),
         context_length=min(ref.context_length, DEVICE_CONTEXT),
-        artifacts=(exported.artifact,),
-        scale=recipe.scale,
+        artifacts=(ships.artifact,),
+        scale=ships.scale,
         measured={
             "parity_kl_nats_per_token": parity.kl_nats_per_token,
             "shipped_exact_share": parity.shipped.exact,
@@ -90,18 +90,20 @@ def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
         },
         reports={name: sha256_file(recipe.run / name) for name in (REPORT_FILE, PARITY_FILE)},
     )
-    return _write(bundle, artifact, recipe.run / FOLDER, counter)
+    return _write(bundle, ships.path, recipe.run / FOLDER, counter)
 
 
 def _refuse_unproven(
-    recipe: Recipe, identity: adapters.Identity, exported: Exported, report: RetentionReport, parity: Parity
+    recipe: Recipe, identity: adapters.Identity, ships: Shipped, report: RetentionReport, parity: Parity
 ) -> None:
     """Refuse unless verdict and parity are about this adapter, this artifact and this scale.
 
     The verdict is computed again from the stored items and the recipe's limits: a report edited to say "pass", or
     made with wider margins, does not.
     """
-    again = f"run again: pitstop check {recipe.run} && pitstop export {recipe.run} && pitstop parity {recipe.run}"
+    merged = recipe.export.delivery == "merged"
+    run, make = recipe.run, "merge" if merged else "export"
+    again = f"run again: pitstop {make} {run} && pitstop check {run} && pitstop parity {run}"
     verdict = regate(replace(report, margins=recipe.check.margins))
     if verdict.outcome != "pass":
         raise Refused(
@@ -111,20 +113,24 @@ def _refuse_unproven(
         )
     if (report.adapter_sha256, report.scale) != (identity.adapter_sha256, recipe.scale):
         raise Refused("the retention report is about another adapter", where=recipe.run / REPORT_FILE, cure=again)
-    if exported.adapter_sha256 != identity.adapter_sha256:
-        raise Refused("the export was made from another adapter", where=recipe.run / "export", cure=again)
+    # An attached adapter is proven as it was trained, and parity says that what ships is the same. A merged model is
+    # other weights, rounded anew: what they forgot must have been measured on them.
+    if report.artifact_sha256 not in ({ships.artifact.sha256} if merged else {ships.artifact.sha256, None}):
+        raise Refused("the retention report is about another file than ships", where=run / REPORT_FILE, cure=again)
+    if ships.adapter_sha256 != identity.adapter_sha256:
+        raise Refused(f"the {make} was made from another adapter", where=ships.path, cure=again)
     if (parity.adapter_sha256, parity.artifact_sha256, parity.scale) != (
         identity.adapter_sha256,
-        exported.artifact.sha256,
+        ships.artifact.sha256,
         recipe.scale,
     ):
         raise Refused("the parity result is about other files", where=recipe.run / PARITY_FILE, cure=again)
     if not parity.kl_nats_per_token <= recipe.export.parity_kl:
         raise Refused(
-            f"the exported adapter differs by {parity.kl_nats_per_token:.4f} nats per token from the trained one, "
+            f"what ships differs by {parity.kl_nats_per_token:.4f} nats per token from the trained adapter, "
             f"more than the {recipe.export.parity_kl} allowed",
             where=recipe.run / PARITY_FILE,
-            cure="export with a higher precision ([export] precision), or train on the shipped weights",
+            cure=too_far(recipe),
         )
 
 

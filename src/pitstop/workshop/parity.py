@@ -1,4 +1,4 @@
-"""Is what ships what was trained? The exported adapter on the device's engine, beside the trained one.
+"""Is what ships what was trained? The exported adapter or merged model on the device's engine, beside the trained one.
 
 Leaves `runs/<name>/parity.json`.
 """
@@ -20,10 +20,10 @@ from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import Identity
-from pitstop.workshop.check import checked, open_engine, sampling, task_rows
-from pitstop.workshop.export.export import load_exported
+from pitstop.workshop.check import checked, open_shipped, open_trained, sampling, task_rows
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.shipped import Shipped, load_shipped
 
 PARITY_FILE = "parity.json"
 KL_ROWS = 40  # held-out rows whose expected answers are compared token by token
@@ -39,13 +39,13 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the exported adapter is from the trained one, on held-out rows."""
+    """How far what ships is from the trained adapter, on held-out rows."""
 
     inputs: str
     adapter_sha256: str  # of the trained weights
-    artifact_sha256: str  # of the exported adapter
+    artifact_sha256: str  # of what ships
     base_sha256: str  # the base artifact both ran on
-    scale: float
+    scale: float  # of the trained adapter
     kl_nats_per_token: float  # mean KL(trained || shipped) over answer tokens
     top1_agreement: float  # share of answer tokens where both would say the same
     tokens: int  # answer tokens compared
@@ -57,76 +57,83 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the exported adapter is near enough to the trained one."""
+        """Whether what ships is near enough to what was trained."""
         return self.kl_nats_per_token <= self.allowed_kl
 
 
 def parity(path: Path, *, force: bool = False) -> Parity:
-    """Compare the exported adapter with the trained one and keep the result.
+    """Compare what ships with the trained adapter and keep the result.
 
     Raises:
-        UsageError: there is no exported adapter yet.
+        UsageError: there is nothing to ship yet.
         Refused: they differ by more than the recipe allows; the result is kept all the same.
     """
     recipe = recipes.load(path)
     with exclusive(recipe.run):
         identity = adapters.load_identity(recipe)
-        exported, _ = load_exported(recipe)
+        shipped = load_shipped(recipe)
         ref = base_model.load_ref(recipe.base.folder)
         rows = task_rows(recipe, ref)
-        inputs = inputs_digest(identity, exported, recipe.check, recipe.export, str(recipe.scale), *rows)
+        inputs = inputs_digest(identity, shipped.artifact, recipe.check, recipe.export, str(recipe.scale), *rows)
         done = recipe.run / PARITY_FILE
         result = None if force else finished(done, Parity, inputs)
         if result is None:
-            result = _compare(recipe, ref, rows, inputs, exported.artifact.sha256, identity)
+            result = _compare(recipe, ref, rows, inputs, shipped, identity)
             records.save_json(result, done)
     if not result.passed:
         raise Refused(
-            f"the exported adapter differs from the trained one by {result.kl_nats_per_token:.4f} nats per token, "
+            f"what ships differs from the trained adapter by {result.kl_nats_per_token:.4f} nats per token, "
             f"more than the {result.allowed_kl} allowed",
             where=done,
-            cure="train on the shipped weights ([base] precision), or export with a higher [export] precision",
+            cure=too_far(recipe),
         )
     return result
 
 
+def too_far(recipe: Recipe) -> str:
+    """Return what to do about a shipped file that differs too much from what was trained."""
+    if recipe.export.delivery == "merged":
+        return "the sum is rounded again when it is quantized: ship it attached, on the base ([export] delivery)"
+    return "train on the shipped weights ([base] precision), or export with a higher [export] precision"
+
+
 def _compare(
-    recipe: Recipe, ref: BaseRef, rows: Sequence[TaskRow], inputs: str, artifact_sha256: str, identity: Identity
+    recipe: Recipe, ref: BaseRef, rows: Sequence[TaskRow], inputs: str, ships: Shipped, identity: Identity
 ) -> Parity:
-    use = Use(recipe.name, recipe.scale)
+    uses = Use(recipe.name, recipe.scale), ships.use(recipe.name)
     report = checked(recipe, identity, rows)
-    with open_engine(recipe, ref, "torch") as trained, open_engine(recipe, ref, "llama") as shipped:
-        kl, agreement, tokens = _divergence(trained, shipped, use, rows[:KL_ROWS], ref.prompting.eos_token)
+    with open_trained(recipe, ref) as trained, open_shipped(recipe, ref, ships) as shipped:
+        kl, agreement, tokens = _divergence(trained, shipped, uses, rows[:KL_ROWS], ref.prompting.eos_token)
         return Parity(
             inputs=inputs,
             adapter_sha256=identity.adapter_sha256,
-            artifact_sha256=artifact_sha256,
+            artifact_sha256=ships.artifact.sha256,
             base_sha256=shipped.base_sha256,
             scale=recipe.scale,
             kl_nats_per_token=round(kl, 6),
             top1_agreement=round(agreement, 4),
             tokens=tokens,
             rows=len(rows),
-            trained=_checked_score(report) or _score(trained, rows, use, recipe),
-            shipped=_score(shipped, rows, use, recipe),
+            trained=_checked_score(report) or _score(trained, rows, uses[0], recipe),
+            shipped=_score(shipped, rows, uses[1], recipe),
             base=_score(shipped, rows, PLAIN_BASE, recipe),
             allowed_kl=recipe.export.parity_kl,
         )
 
 
 def _divergence(
-    trained: Engine, shipped: Engine, use: Use, rows: Sequence[TaskRow], eos: str
+    trained: Engine, shipped: Engine, uses: tuple[Use, Use], rows: Sequence[TaskRow], eos: str
 ) -> tuple[float, float, int]:
     """Return mean KL(trained || shipped), top-1 agreement and the number of answer tokens compared."""
     kl: list[np.ndarray] = []
     same: list[np.ndarray] = []
-    with progress(f"parity {use.adapter}", len(rows), "rows") as advance:
+    with progress(f"parity {uses[0].adapter}", len(rows), "rows") as advance:
         for row in rows:
             prompt = trained.tokenize(row.prompt)
             tokens = [*prompt, *trained.tokenize(row.expected + eos)][:-1]
             first = len(prompt) - 1
-            one = trained.logits(tokens, use, first=first)
-            other = shipped.logits(tokens, use, first=first)
+            one = trained.logits(tokens, uses[0], first=first)
+            other = shipped.logits(tokens, uses[1], first=first)
             kl.append(divergence(one, other))
             same.append(one.argmax(-1) == other.argmax(-1))
             advance()

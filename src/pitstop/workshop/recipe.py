@@ -92,6 +92,7 @@ class Check:
 class Export:
     """What is shipped."""
 
+    delivery: Literal["attached", "merged"] = "attached"  # merged: a whole model, faster, and as large as the base
     precision: Literal["f32", "f16", "f16+f32", "q8_0"] = "f16"  # of the adapter's GGUF; f16+f32: of its A and its B
     parity_kl: float = 0.01  # nats per token: the exported adapter may differ this much from the trained one
 
@@ -198,6 +199,8 @@ def _problems(recipe: Recipe) -> list[str]:
         found += [f"check.margins.{problem}" for problem in error.problems]
     if recipe.train.invocation == "":
         found.append("train.invocation: it is empty; leave it out, or name what stands before every answer")
+    if recipe.train.invocation and recipe.export.delivery == "merged":
+        found.append("export.delivery: an activated LoRA (train.invocation) cannot be merged; ship it attached")
     if not recipe.train.modules:
         found.append(f"train.modules: name at least one preset ({', '.join(PRESETS)}) or projection")
     return found
@@ -247,6 +250,7 @@ accuracy = 0.03              # all choice suites together may lose at most 3 poi
 bits_per_byte = 0.05         # no text suite may rise by more
 
 [export]
+delivery = "attached"        # or "merged": a second model beside the base; pitstop bench says which suits a board
 precision = "f16"            # or "f16+f32": half as large again, and decodes by up to a fifth faster
 parity_kl = 0.01             # nats per token the exported adapter may differ from the trained one
 """

@@ -2,8 +2,8 @@
 
 llama.cpp keeps KV across a change of adapters and would answer from it. So every conversation is a sequence of its own,
 tagged with what it was computed under (`sessions`), every evaluation sets its adapters first, and a swap is nothing but
-the next evaluation in another sequence; of another context if there are several (`lanes`). A conversation that makes
-room for another may be parked (`parking`) and come back.
+the next evaluation in another sequence; of another context if there are several (`lanes`). A merged model has a lane of
+its own for good. A conversation that makes room for another may be parked (`parking`) and come back.
 """
 
 import codecs
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pitstop.bundle.formats import check_adapter, invocation_of, read_gguf
+from pitstop.bundle.binding import check_fits, invocation_of, is_merged
+from pitstop.bundle.formats import read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
 from pitstop.engines.invocation import NEVER, active_from
+from pitstop.engines.llama.kv import context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
@@ -33,9 +35,10 @@ PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and w
 
 @dataclass(frozen=True)
 class _Loaded:
-    pointer: Any
     generation: int
-    invocation: tuple[int, ...]  # of an activated LoRA
+    invocation: tuple[int, ...] = ()  # of an activated LoRA
+    pointer: Any = None  # of an adapter
+    model: Model | None = None  # a merged one, which runs beside the base
 
 
 class LlamaEngine(Engine):
@@ -85,15 +88,9 @@ class LlamaEngine(Engine):
                     f"a context of {context_length} tokens was asked for, the model was trained for "
                     f"{self._model.trained_length}"
                 )
-            # One sequence more than there are conversations: for what is evaluated from nothing.
-            self._scratch = sequences
+            self._scratch = sequences  # the one after those of conversations
             self._scratch_taken = False
-            self._lanes = Lanes(
-                lambda: Context(self._model, context_length, sequences + 1, self._threads),
-                sequences + 1,
-                own_lanes,
-                self._park,
-            )
+            self._lanes = Lanes(lambda: self._context(self._model), sequences + 1, own_lanes, self._park)
         except BaseException:
             self._model.free()
             raise
@@ -106,21 +103,44 @@ class LlamaEngine(Engine):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self._loaded)
 
+    @property
+    def context_bytes(self) -> int:
+        return context_bytes(self._header, self.context_length, self._scratch)
+
     def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         self._check_open()
         if name in self._loaded:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
         with open_verified(path, sha256) as file:
             header = read_gguf(path, file)
-            check_adapter(header, self._header, self.base_sha256)
-            pointer = self._model.load_adapter(path, file)
+            check_fits(header, self._header, self.base_sha256)
+            if is_merged(header):
+                loaded = _Loaded(self._generation + 1, model=Model(path, file))
+                self._open_lane(name, loaded)
+            else:
+                pointer = self._model.load_adapter(path, file)
+                loaded = _Loaded(self._generation + 1, invocation_of(header), pointer)
         self._generation += 1
-        self._loaded[name] = _Loaded(pointer, self._generation, invocation_of(header))
+        self._loaded[name] = loaded
         try:
             self._probe(name, path)
         except BaseException:
             self.unload_adapter(name)
             raise
+
+    def _open_lane(self, name: str, loaded: _Loaded) -> None:
+        """Give a merged model the lane in which alone it is evaluated."""
+        model = loaded.model
+        assert model is not None
+        try:
+            self._lanes.add(_tag_of_merged(name, loaded), self._context(model))
+        except BaseException:
+            model.free()
+            raise
+
+    def _context(self, model: Model) -> Context:
+        # One sequence more than there are conversations: for what is evaluated from nothing.
+        return Context(model, self.context_length, self._scratch + 1, self._threads)
 
     def _probe(self, name: str, path: Path) -> None:
         """Refuse an adapter without effect: other runtimes load one and answer as the base for ever."""
@@ -146,7 +166,11 @@ class LlamaEngine(Engine):
             raise UsageError(f"no adapter {name!r} is loaded")
         self._parking.drop(name)
         self._lanes.forget(name)
-        self._model.free_adapter(self._loaded.pop(name).pointer)
+        loaded = self._loaded.pop(name)
+        if loaded.model is not None:
+            loaded.model.free()
+        else:
+            self._model.free_adapter(loaded.pointer)
 
     def tokenize(self, text: str) -> list[int]:
         self._check_open()
@@ -182,7 +206,7 @@ class LlamaEngine(Engine):
             raise UsageError(f"first is {first}, it must be from 0 to {len(tokens) - 1}")
         if self._scratch_taken:
             raise Busy("another evaluation from nothing goes on", cure="read it to its end, or close it")
-        lane, scratch = self._lanes.shared, Session(self._scratch)
+        lane, scratch = self._lanes.merged(tag) or self._lanes.shared, Session(self._scratch)
         finite = 0  # tokens after which the values were seen to be finite
         self._scratch_taken = True
         try:
@@ -366,6 +390,10 @@ class LlamaEngine(Engine):
         if activated and len(adapters) > 1:
             what = f"{activated[0]} is an activated adapter, which cannot be stacked with others"
             raise UsageError(what, cure="name it alone")
+        for name, scale in adapters:
+            if self._loaded[name].model is not None and (len(adapters) > 1 or scale != 1.0):
+                what = f"{name} is merged into its base: it has one scale, and cannot be stacked with others"
+                raise UsageError(what, cure="name it alone, without a scale")
         start = active_from(tokens, self._loaded[activated[0]].invocation) if activated else 0
         if start == NEVER:
             return BASE_TAG
@@ -377,7 +405,8 @@ class LlamaEngine(Engine):
             loaded = self._loaded.get(name)
             if loaded is None or loaded.generation != generation:
                 raise UsageError(f"the adapter {name!r} was unloaded in the middle of an answer")
-            pointers.append((loaded.pointer, scale))
+            if loaded.model is None:
+                pointers.append((loaded.pointer, scale))
         return pointers
 
     def _check_open(self) -> None:
@@ -387,7 +416,13 @@ class LlamaEngine(Engine):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            merged = [loaded.model for loaded in self._loaded.values() if loaded.model is not None]
             self._loaded.clear()
             self._parking.clear()
             self._lanes.close()
-            self._model.free()
+            for model in (*merged, self._model):
+                model.free()
+
+
+def _tag_of_merged(name: str, loaded: _Loaded) -> Tag:
+    return Tag(((name, loaded.generation, 1.0),))

@@ -8,6 +8,8 @@ adapters by turns.
 
 A lane is memory, and opening it takes as long as some tokens. So an adapter begins in the shared lane; it gets its own,
 its conversations with it, when the engine has nothing to do, or when it has changed the shared lane often.
+
+A merged model is other weights, and so always another context: its lane is there from its load to its unload.
 """
 
 import logging
@@ -29,11 +31,11 @@ _log = logging.getLogger(__name__)
 class Lane:
     """A context with the conversations in it."""
 
-    def __init__(self, context: Context, conversations: int) -> None:
+    def __init__(self, context: Context, conversations: int, tag: Tag = BASE_TAG) -> None:
         self.context = context
         self.sessions = Sessions(conversations)
         self.used = 0  # when, in requests
-        self.tag: Tag | None = BASE_TAG  # what the context evaluates under
+        self.tag: Tag | None = tag  # what the context evaluates under
 
     def evaluate(
         self,
@@ -110,6 +112,7 @@ class Lanes:
         self._limit = own
         self._leave = leave
         self._own: dict[Tag, Lane] = {}
+        self._merged: dict[Tag, Lane] = {}
         self._changes: Counter[Tag] = Counter()  # of the shared lane, to each tag without a lane of its own
         self._requests = 0
         self.shared = Lane(open_context(), sequences - 1)
@@ -117,10 +120,21 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         yield self.shared
         yield from self._own.values()
+        yield from self._merged.values()
+
+    def add(self, tag: Tag, context: Context) -> None:
+        """Take in the context of a merged model: what has its tag is evaluated there, and nothing else is."""
+        self._merged[tag] = Lane(context, self._sequences - 1, tag)
+
+    def merged(self, tag: Tag) -> Lane | None:
+        """Return the lane of a merged model; None: the tag is of the base or of attached adapters."""
+        return self._merged.get(tag)
 
     def of(self, tag: Tag) -> Lane:
         """Return the lane a request goes to."""
         self._requests += 1
+        if tag in self._merged:
+            return self._merged[tag]
         if tag not in self._own and _may_own(tag) and tag != self.shared.tag:
             if len(self._changes) > REMEMBERED:
                 self._changes.clear()
@@ -176,8 +190,9 @@ class Lanes:
 
     def forget(self, adapter: str) -> None:
         """Leave nothing that was computed under an adapter of this name; its own lanes are closed."""
-        for tag in [tag for tag in self._own if adapter in tag.names]:
-            self._own.pop(tag).context.free()
+        for lanes in (self._own, self._merged):
+            for tag in [tag for tag in lanes if adapter in tag.names]:
+                lanes.pop(tag).context.free()
         for tag in [tag for tag in self._changes if adapter in tag.names]:
             del self._changes[tag]
         self.shared.forget(adapter)

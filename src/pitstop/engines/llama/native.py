@@ -102,12 +102,22 @@ class Part:
 class Model:
     """Weights, vocabulary and adapters."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: IO[bytes] | None = None) -> None:
+        """Map a model file.
+
+        Args:
+            file: the file, if it is open already: what is mapped is this one, whatever has taken its name since.
+
+        Raises:
+            MissingExtra: llama-cpp-python is not installed.
+            FormatError: llama.cpp refuses the file.
+        """
         self.llama = library()
         forget_reasons()
         params = self.llama.llama_model_default_params()
         params.load_mode = self.llama.LLAMA_LOAD_MODE_MMAP
-        self.pointer = self.llama.llama_model_load_from_file(os.fsencode(path), params)
+        name = os.fsencode(path) if file is None else f"/dev/fd/{file.fileno()}".encode()
+        self.pointer = self.llama.llama_model_load_from_file(name, params)
         if not self.pointer:
             raise FormatError(f"llama.cpp cannot load {path.name}: {reason()}", where=path)
         self.vocabulary = self.llama.llama_model_get_vocab(self.pointer)

@@ -4,8 +4,9 @@ import ctypes
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pitstop.bundle.formats import read_gguf
 from pitstop.engines.llama.native import cores, forget_reasons, library, reason
@@ -22,8 +23,11 @@ _PRECISIONS = {
 }  # fmt: skip
 
 
-def quantize(source: Path, target: Path, precision: str) -> None:
+def quantize(source: Path, target: Path, precision: str, *, keys: Mapping[str, str] | None = None) -> None:
     """Write a GGUF model in another precision ("q8_0", "q4_0" …), also from one that is quantized already.
+
+    Args:
+        keys: metadata to add, as texts of at most 127 bytes.
 
     Raises:
         MissingExtra: llama-cpp-python is not installed.
@@ -38,6 +42,8 @@ def quantize(source: Path, target: Path, precision: str) -> None:
     params = llama.llama_model_quantize_default_params()
     params.ftype = getattr(llama, f"LLAMA_FTYPE_{_PRECISIONS[precision]}")
     params.nthread, params.allow_requantize = cores(), True
+    if keys:
+        params.kv_overrides = _overrides(llama, keys)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -53,6 +59,15 @@ def quantize(source: Path, target: Path, precision: str) -> None:
         sync_folder(target.parent)
     except OSError as error:
         raise storage_error(error, target) from error
+
+
+def _overrides(llama: Any, keys: Mapping[str, str]) -> Any:
+    """Return llama.cpp's list of keys, which ends with an empty one."""
+    overrides = (llama.llama_model_kv_override * (len(keys) + 1))()
+    for override, (key, value) in zip(overrides, keys.items(), strict=False):
+        override.tag, override.key = llama.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode()
+        override.value.val_str = value.encode()
+    return overrides
 
 
 def _quantize_failed(source: Path, target: Path) -> NoReturn:

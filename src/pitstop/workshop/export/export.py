@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitstop import records
-from pitstop.bundle.formats import check_adapter, read_gguf
+from pitstop.bundle.binding import check_adapter
+from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import Artifact
 from pitstop.errors import BrokenInput
 from pitstop.files import sha256_file

@@ -16,12 +16,12 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from pitstop.bundle.binding import BASE_KEY
 from pitstop.errors import RecordError
 from pitstop.files import write_bytes
 from pitstop.workshop.adapter import WEIGHTS_FILE
 from pitstop.workshop.export import llamacpp
 
-BASE_KEY = "pitstop.base_sha256"
 MIXED = "f16+f32"
 
 
