@@ -4,7 +4,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pitstop import records
-from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
+from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle, Prompting
 from pitstop.device import server
 from pitstop.device.request import ServedModel
 from pitstop.device.runtime import Limits, Runtime
@@ -41,13 +41,21 @@ DECIDED = 0.2  # nats by which each token of an expected answer leads: twice wha
 PATIENCE = 600  # seconds; what takes this long hangs, however busy the machine is
 
 
-def install(root: Path, base: Path, adapters: Mapping[str, Path], base_sha256: str | None = None) -> Release:
+def install(
+    root: Path,
+    base: Path,
+    adapters: Mapping[str, Path],
+    base_sha256: str | None = None,
+    *,
+    merged: Collection[str] = (),
+) -> Release:
     """Install and activate a release of real files, without a repository."""
     store = Store(root)
     with store.locked():
         digest = base_sha256 or sha256_file(base)
         bundles = [_bundle("base", BASE, base, digest)]
-        bundles += [_bundle("adapter", name, path, digest) for name, path in adapters.items()]
+        for name, path in adapters.items():
+            bundles.append(_bundle("merged" if name in merged else "adapter", name, path, digest))
         release = store.release({bundle.name: records.to_json(bundle) for bundle in bundles})
         for path, bundle in zip([base, *adapters.values()], bundles, strict=True):
             _add(store, path, bundle.artifacts[0])
@@ -57,10 +65,10 @@ def install(root: Path, base: Path, adapters: Mapping[str, Path], base_sha256: s
     return release
 
 
-def _bundle(kind: BundleKind, name: str, path: Path, base_sha256: str) -> Bundle:
+def _bundle(role: ArtifactRole, name: str, path: Path, base_sha256: str) -> Bundle:
     system = "You control a smart home." if name == ALPHA else None
     return Bundle(
-        kind=kind,
+        kind="base" if role == "base" else "adapter",
         name=name,
         version="1.0.0",
         counter=1,
@@ -69,8 +77,8 @@ def _bundle(kind: BundleKind, name: str, path: Path, base_sha256: str) -> Bundle
         base_sha256=base_sha256,
         prompting=Prompting(_template(), "<|im_start|>", "<|im_end|>", system=system),
         context_length=2048,
-        artifacts=(Artifact(kind, "gguf", "f32", path.name, sha256_file(path), path.stat().st_size),),
-        scale=SCALES.get(name, 1.0),
+        artifacts=(Artifact(role, "gguf", "f32", path.name, sha256_file(path), path.stat().st_size),),
+        scale=1.0 if role == "merged" else SCALES.get(name, 1.0),
     )
 
 

@@ -150,7 +150,7 @@ def test_seed_and_temperature_repeat(client: openai.OpenAI) -> None:
 def test_models_are_listed(client: openai.OpenAI, web: tuple[str, server.Service]) -> None:
     assert [model.id for model in client.models.list()] == list(MODELS)
     assert client.models.retrieve(BETA).model_extra == {
-        "pitstop": {"kind": "adapter", "version": "1.0.0", "base": BASE}
+        "pitstop": {"kind": "adapter", "version": "1.0.0", "base": BASE, "delivery": "attached"}
     }
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gamma")

@@ -11,7 +11,7 @@ import pytest
 from pitstop import records
 from pitstop.bundle.manifest import Bundle, check_bundle
 from pitstop.engines.llama import LlamaEngine
-from pitstop.errors import Refused, StorageError, UsageError
+from pitstop.errors import RecordError, Refused, StorageError, UsageError
 from pitstop.files import sha256_file
 from pitstop.retention.measure import ChoiceScore, SuiteResult
 from pitstop.retention.report import Measured, RetentionReport, make_report
@@ -23,6 +23,7 @@ from pitstop.workshop import pack as packing
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.check import REPORT_FILE
 from pitstop.workshop.export.export import load_exported
+from pitstop.workshop.merge import merge
 from pitstop.workshop.pack import pack
 from pitstop.workshop.parity import PARITY_FILE, Parity, TaskScore
 from pitstop.workshop.train import train
@@ -267,3 +268,46 @@ def test_a_base_is_packed_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     assert bundle.artifacts == (ref.artifact("q8_0"),)
     assert bundle.base_sha256 == sha256_file(folder / "q8_0.gguf") == ref.artifact("q8_0").sha256
     assert bundle.prompting == ref.prompting
+
+
+def test_a_merged_model_is_packed_if_it_was_judged_itself(
+    proven: Project, write_report: Callable[..., RetentionReport], write_parity: Callable[..., Parity]
+) -> None:
+    recipe = proven.recipe(export={"delivery": "merged"})
+    with pytest.raises(UsageError, match="pitstop merge runs/lights"):
+        pack(recipe)
+    shipped = merge(recipe).artifact.sha256
+    write_parity(artifact_sha256=shipped)
+    assert "about another file than ships" in refused(), (
+        "a merged model is rounded anew: the adapter's verdict is not its"
+    )
+    write_report(artifact_sha256=shipped)
+    folder = pack(recipe)
+    bundle = check_bundle(manifest(folder))
+    assert bundle.merged
+    assert (bundle.artifact.sha256, bundle.scale) == (shipped, 1.0)
+    assert bundle.base_sha256 == base_model.load_ref(Path("bases/tiny")).artifact("q8_0").sha256
+    assert sha256_file(folder / bundle.artifact.name) == shipped
+
+
+def test_a_model_merged_at_another_scale_does_not_ship(proven: Project) -> None:
+    merge(proven.recipe(export={"delivery": "merged"}))
+    with pytest.raises(UsageError, match=r"merged at scale 1.0, the recipe says 0.5"):
+        pack(proven.recipe(export={"delivery": "merged"}, scale=0.5))
+
+
+def test_a_report_about_an_older_export_is_refused(
+    proven: Project, write_report: Callable[..., RetentionReport]
+) -> None:
+    write_report(artifact_sha256="0" * 64)
+    assert "about another file than ships" in refused()
+
+
+def test_a_manifest_ships_one_file_attached_or_merged(proven: Project) -> None:
+    bundle = manifest(pack(Path("recipe.toml")))
+    merged = replace(bundle.artifact, role="merged")
+    for artifacts in ((bundle.artifact, merged), (merged, merged), ()):
+        with pytest.raises(RecordError, match="not both and not none"):
+            check_bundle(replace(bundle, artifacts=artifacts))
+    with pytest.raises(RecordError, match=r"scale: 0.5 of a merged model must be 1"):
+        check_bundle(replace(bundle, artifacts=(merged,), scale=0.5))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitstop.bundle.formats import read_gguf
-from pitstop.device.memory import give_back_freed_memory
+from pitstop.device.memory import give_back_freed_memory, resident_bytes
 from pitstop.device.store import Release
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Stream, Usage, Use
 from pitstop.engines.llama.kv import kv_bytes_per_token
@@ -28,11 +28,17 @@ MEANING = {
     "kv_mb_per_thousand_tokens": ("1,000 tokens of a conversation", "MB"),
     "fastest_threads": ("threads that make tokens fastest", ""),
     "base_prefill_tokens_per_second": ("base, prompt read", "tokens/s"),
-    "base_decode_tokens_per_second": ("base, answer made: a merged adapter does the same", "tokens/s"),
+    "base_decode_tokens_per_second": ("base, answer made", "tokens/s"),
     "attached_prefill_tokens_per_second": ("adapter attached, prompt read", "tokens/s"),
     "attached_decode_tokens_per_second": ("adapter attached, answer made", "tokens/s"),
-    "adapter_mb": ("adapter's file", "MB"),
-    "adapter_load_ms": ("adapter loaded and probed", "ms"),
+    "attached_mb": ("adapter attached, file", "MB"),
+    "attached_memory_mb": ("adapter attached, memory once loaded", "MB"),
+    "attached_load_ms": ("adapter attached, loaded and probed", "ms"),
+    "merged_prefill_tokens_per_second": ("merged model, prompt read", "tokens/s"),
+    "merged_decode_tokens_per_second": ("merged model, answer made", "tokens/s"),
+    "merged_mb": ("merged model, file", "MB"),
+    "merged_memory_mb": ("merged model, memory once loaded", "MB"),
+    "merged_load_ms": ("merged model, loaded and probed", "ms"),
     "next_token_ms": ("next token of a conversation", "ms"),
     "next_token_after_swap_ms": ("next token after naming another model", "ms"),
 }
@@ -43,13 +49,14 @@ class Measured:
     """What `pitstop bench` found."""
 
     release: str
-    adapter: str | None  # the one that was measured; None: the release has none
+    attached: str | None  # the adapter that was measured; None: the release has none
+    merged: str | None  # the merged model that was
     figures: dict[str, float]  # name, with its unit at the end -> value
     advice: tuple[str, ...]
 
 
 def bench(release: Release, threads: Sequence[int]) -> Measured:
-    """Measure the base of a release and the first of its adapters; half a minute with a small model.
+    """Measure the base of a release, its first attached adapter and its first merged one.
 
     Args:
         threads: numbers of threads to try; the rest is measured with the one that makes tokens fastest.
@@ -62,13 +69,15 @@ def bench(release: Release, threads: Sequence[int]) -> Measured:
         raise UsageError("there is no number of threads to measure with")
     give_back_freed_memory()
     adapters = release.adapters()
-    name = min(adapters, default=None)
+    attached = min((name for name, (bundle, _) in adapters.items() if not bundle.merged), default=None)
+    merged = min((name for name, (bundle, _) in adapters.items() if bundle.merged), default=None)
+    measured = {kind: name for kind, name in (("attached", attached), ("merged", merged)) if name is not None}
     base = release.base_path()
     figures = {
         "base_mb": base.stat().st_size / MB,
         "kv_mb_per_thousand_tokens": 1000 * kv_bytes_per_token(read_gguf(base)) / MB,
     }
-    with progress("bench", len(threads) + (2 if name else 0), "parts") as advance:
+    with progress("bench", len(threads) + len(measured) + bool(measured), "parts") as advance:
         decode = {}
         for count in threads:
             with _open(release, count) as engine:
@@ -78,15 +87,16 @@ def bench(release: Release, threads: Sequence[int]) -> Measured:
             advance(note=f"{count} threads")
         best = max(decode, key=lambda count: decode[count][1])
         figures |= {"fastest_threads": best}
-        names = ("base_prefill_tokens_per_second", "base_decode_tokens_per_second")
-        figures |= dict(zip(names, decode[best], strict=True))
-        if name is not None:
-            figures |= _attached(release, name, best)
+        keys = ("base_prefill_tokens_per_second", "base_decode_tokens_per_second")
+        figures |= dict(zip(keys, decode[best], strict=True))
+        for kind, name in measured.items():
+            figures |= {f"{kind}_{key}": value for key, value in _adapted(release, name, best).items()}
             advance(note=name)
-            figures |= _swap(release, name, best)
+        if measured:
+            figures |= _swap(release, next(iter(measured.values())), best)
             advance(note="swap")
     rounded = {key: float(f"{value:.4g}") for key, value in figures.items()}
-    return Measured(release.sha256, name, rounded, tuple(_advice(rounded, len(adapters))))
+    return Measured(release.sha256, attached, merged, rounded, tuple(_advice(rounded, len(adapters))))
 
 
 def thread_counts() -> list[int]:
@@ -138,18 +148,21 @@ def _speeds(engine: Engine, use: Use, invocation: Sequence[int] = ()) -> tuple[f
     return statistics.median(read[1:]), statistics.median(made[1:])
 
 
-def _attached(release: Release, name: str, threads: int) -> dict[str, float]:
+def _adapted(release: Release, name: str, threads: int) -> dict[str, float]:
     bundle, path = release.adapters()[name]
     with _open(release, threads) as engine:
-        begun = time.perf_counter()
+        _speeds(engine, PLAIN_BASE)  # what the base takes of memory is taken before
+        resident, begun = resident_bytes(), time.perf_counter()
         engine.load_adapter(name, path)
         loaded = 1e3 * (time.perf_counter() - begun)
         read, made = _speeds(engine, Use(name, bundle.scale), engine.invocation(name))
+        taken = resident_bytes() - resident
     return {
-        "adapter_mb": path.stat().st_size / MB,
-        "adapter_load_ms": loaded,
-        "attached_prefill_tokens_per_second": read,
-        "attached_decode_tokens_per_second": made,
+        "prefill_tokens_per_second": read,
+        "decode_tokens_per_second": made,
+        "mb": path.stat().st_size / MB,
+        "memory_mb": taken / MB,
+        "load_ms": loaded,
     }
 
 
@@ -182,24 +195,34 @@ def _swap(release: Release, name: str, threads: int) -> dict[str, float]:
 def _advice(figures: dict[str, float], adapters: int) -> list[str]:
     threads = int(figures["fastest_threads"])
     found = [f"serve with --threads {threads}, which make most tokens per second"]
-    if "attached_decode_tokens_per_second" not in figures:
+    if not adapters:
         return found
-    faster = figures["base_decode_tokens_per_second"] / figures["attached_decode_tokens_per_second"]
-    memory = f"{adapters} x {figures['base_mb']:,.0f} MB merged beside {figures['adapter_mb']:,.1f} MB each attached"
+    base = figures["base_decode_tokens_per_second"]
+    merged = figures.get("merged_decode_tokens_per_second", base)  # without one: it computes what the base does
+    if "attached_decode_tokens_per_second" not in figures:
+        what = "an attached adapter takes less memory, and is measured here once the release has one"
+        return [*found, f"merged models make {merged / base:.2f} times the tokens of the base; {what}"]
+    faster = merged / figures["attached_decode_tokens_per_second"]
+    size = figures.get("merged_mb", figures["base_mb"])
+    memory = f"{size:,.0f} MB merged beside {figures['attached_mb']:,.1f} MB attached, each"
     if faster < WORTH:
-        found.append(f"attached: a merged model would make {faster:.2f} times as many tokens, and take {memory}")
-    else:
-        found.append(
-            f"merged, where the memory allows it: {faster:.2f} times as many tokens as attached, for {memory}; "
-            "attached, where it does not, or where adapters change often"
-        )
-    return found
+        return [*found, f"attached: a merged model makes {faster:.2f} times as many tokens, and takes {memory}"]
+    return [
+        *found,
+        f"merged ([export] delivery), where the memory allows it: {faster:.2f} times as many tokens as attached, "
+        f"for {memory}; attached, where it does not",
+    ]
 
 
 def describe(measured: Measured) -> None:
     """Print the figures as a table, the advice, and the lines for the board's profile."""
     console = Console()
-    table = Table("figure", "unit", title=measured.adapter or "base only", title_justify="left")
+    table = Table(
+        "figure",
+        "unit",
+        title=" · ".join(filter(None, (measured.attached, measured.merged))) or "base only",
+        title_justify="left",
+    )
     table.add_column("median", justify="right")
     for key, value in measured.figures.items():
         threads = key.removeprefix("base_decode_").removesuffix("_threads_tokens_per_second")

@@ -13,12 +13,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pitstop import errors, records
 from pitstop.bundle.manifest import Prompting
+from pitstop.device.memory import peak_bytes
 from pitstop.device.store import Release
 from pitstop.engines.base import Engine, Logits, Sampling, Use
 from pitstop.engines.invocation import with_invocation
@@ -167,7 +167,7 @@ def main() -> None:
     task = records.from_json(_Task, sys.stdin.buffer.read())
     _limit(task)
     try:
-        outcome = _Outcome(_try_models(task), _peak_memory())
+        outcome = _Outcome(_try_models(task), peak_bytes())
     except PitstopError as error:
         outcome = _Outcome(failure=_Failure(type(error).__name__, error.what, error.where, error.cure))
     except MemoryError:
@@ -236,11 +236,6 @@ def _finite_logits(engine: Engine, tokens: list[int], use: Use, model: _Model) -
             f"{model.name} computes values that are no numbers", where=model.path, cure="export and publish it again"
         )
     return logits
-
-
-def _peak_memory() -> int:
-    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _COUNTERS = {
 _GAUGES = {
     "pitstop_requests_live": "Requests being answered.",
     "pitstop_requests_waiting": "Requests that wait.",
-    "pitstop_resident_adapter_bytes": "Bytes of an adapter's file, while it is in memory.",
+    "pitstop_resident_adapter_bytes": "Bytes an adapter in memory takes; a merged model's conversations are its own.",
 }
 _FIRST_TOKEN = "pitstop_first_token_seconds"
 

@@ -71,6 +71,8 @@ def model_entry(model: ServedModel, created: int) -> dict[str, Any]:
     """Return a served model as `/v1/models` lists it."""
     bundle = model.bundle
     extra = {"kind": bundle.kind, "version": bundle.version, "base": bundle.base_name}
+    if bundle.kind == "adapter":
+        extra["delivery"] = "merged" if bundle.merged else "attached"
     return {"id": model.name, "object": "model", "created": created, "owned_by": "pitstop", "pitstop": extra}
 
 
