@@ -217,12 +217,8 @@ def _advice(figures: dict[str, float], adapters: int) -> list[str]:
 def describe(measured: Measured) -> None:
     """Print the figures as a table, the advice, and the lines for the board's profile."""
     console = Console()
-    table = Table(
-        "figure",
-        "unit",
-        title=" · ".join(filter(None, (measured.attached, measured.merged))) or "base only",
-        title_justify="left",
-    )
+    names = " · ".join(name for name in (measured.attached, measured.merged) if name)
+    table = Table("figure", "unit", title=names or "base only", title_justify="left")
     table.add_column("median", justify="right")
     for key, value in measured.figures.items():
         threads = key.removeprefix("base_decode_").removesuffix("_threads_tokens_per_second")
@@ -230,7 +226,7 @@ def describe(measured: Measured) -> None:
         table.add_row(words, unit, f"{value:,g}")
     console.print(table)
     for line in measured.advice:
-        console.print(f"→ {line}", highlight=False)
+        console.print(f"→ {line}", highlight=False, markup=False)
     console.print("\n[dim]for the board's profile.toml:[/dim]\n\\[measured]", highlight=False)
     for key, value in measured.figures.items():
         console.print(f"{key} = {value:g}", highlight=False)
