@@ -254,7 +254,7 @@ def main() -> None:
     """Run it."""
     options = parser(__doc__)
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either side [all cores]")
-    options.add_argument("--own-lanes", type=int, default=2, help="of pitstop serve [2, as it has itself]")
+    options.add_argument("--own-lanes", type=int, default=4, help="of pitstop serve [4, as it has itself]")
     given = options.parse_args()
     rounds, crowds, swaps = (3, 2, 16) if given.quick else (11, 5, 40)
     plan = Plan(given.threads, rounds, crowds, swaps, given.own_lanes)

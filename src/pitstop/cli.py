@@ -363,8 +363,8 @@ def serve(
     profile: Profile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine. [all cores]")] = None,
     own_lanes: Annotated[
-        int, typer.Option(min=0, help="Adapters with conversations of their own: faster swaps, more memory.")
-    ] = 2,
+        int, typer.Option(min=0, help="Adapters with conversations of their own: faster, as memory allows.")
+    ] = 4,
     parked_mb: Annotated[int, typer.Option(min=0, help="Memory for conversations that make room for others.")] = 64,
     parked_disk_mb: Annotated[int, typer.Option(min=0, help="Disk for those beyond that.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Say in JSON when it is ready.")] = False,

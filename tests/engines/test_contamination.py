@@ -130,16 +130,22 @@ class Requests(RuleBasedStateMachine):
     def begin(self, use: Use, prompt: tuple[int, ...], count: int, steps: int) -> None:
         stream = self.engine.start(prompt, use, Sampling(max_tokens=count), Usage())
         self.live[stream] = prompt
-        self.go_on(use, steps)
+        self.go_on({use}, steps)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), steps=st.integers(1, 6))
     def advance(self, data: st.DataObject, steps: int) -> None:
-        self.go_on(data.draw(st.sampled_from(sorted({stream.use for stream in self.live}, key=str))), steps)
+        self.go_on({data.draw(st.sampled_from(sorted({stream.use for stream in self.live}, key=str)))}, steps)
 
-    def go_on(self, use: Use, steps: int) -> None:
+    @precondition(lambda self: len({stream.place for stream in self.live}) > 1)
+    @rule(steps=st.integers(1, 6))
+    def advance_several_places_at_once(self, steps: int) -> None:
+        uses = {stream.place: stream.use for stream in self.live}
+        self.go_on(set(uses.values()), steps)
+
+    def go_on(self, uses: set[Use], steps: int) -> None:
         for _ in range(steps):
-            group = [stream for stream in self.live if stream.use == use]
+            group = [stream for stream in self.live if stream.use in uses]
             for stream, piece in zip(group, self.engine.advance(group), strict=True):
                 self.check(stream, piece)
 
@@ -187,7 +193,7 @@ class Requests(RuleBasedStateMachine):
 @pytest.fixture
 def machine(f16_gguf: Path, weights: dict[tuple[str, int], Path], cold: Cold) -> type[Requests]:
     """Requests to engines with one lane to give, and room to park."""
-    options: dict[str, Any] = {"base_sha256": SHA256, "context_length": 256, "sequences": SEQUENCES, "threads": 1}
+    options: dict[str, Any] = {"base_sha256": SHA256, "context_length": 256, "sequences": SEQUENCES, "threads": 2}
 
     class Here(Requests):
         pass

@@ -1,5 +1,6 @@
 """Contexts of their own for adapters, and parked conversations: nothing that is said depends on them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines.base import PLAIN_BASE, Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine, lanes
+from pitstop.engines.llama import engine as engine_module
 from pitstop.engines.llama.native import Context
 from pitstop.engines.parking import Parking
-from pitstop.errors import UsageError
+from pitstop.errors import BrokenInput, UsageError
 
 Make = Callable[..., Path]
 Open = Callable[..., LlamaEngine]
@@ -170,3 +172,57 @@ def test_parked_conversations_leave_with_their_adapter(opened: Open, files: dict
     engine.load_adapter("one", files["two"])
     assert answer(engine, TEXT, ONE, usage) == answer(engine, TEXT, TWO)
     assert usage.reused_tokens == 0
+
+
+def test_lanes_are_evaluated_at_the_same_time(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(own_lanes=2, threads=2)
+    for use in (ONE, TWO):
+        answer(engine, TEXT, use)
+        settle(engine)
+    expected = {use: answer(engine, TEXT, use) for use in (ONE, TWO)}
+    streams = [engine.start(engine.tokenize(TEXT), use, Sampling(max_tokens=4), Usage()) for use in (ONE, TWO)]
+    assert len({stream.place for stream in streams}) == engine.parallel == 2
+    both, evaluate = threading.Barrier(2, timeout=60), Context.decode
+
+    def meet(context: Context, parts: Any, threads: int) -> int:
+        assert threads == 1, "they share the threads"
+        both.wait()  # for ever, if one came after the other
+        return evaluate(context, parts, threads)
+
+    monkeypatch.setattr(Context, "decode", meet)
+    made: dict[Use, list[int]] = {ONE: [], TWO: []}
+    while not all(stream.finished for stream in streams):
+        for stream, piece in zip(streams, engine.advance(streams), strict=True):
+            made[stream.use] += [piece.token] if piece else []
+    assert made == expected
+
+
+def test_a_lane_that_fails_is_no_matter_of_the_others(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(own_lanes=2, threads=2)
+    for use in (ONE, TWO):
+        answer(engine, TEXT, use)
+        settle(engine)
+    one, two = (engine.start(engine.tokenize(TEXT), use, Sampling(max_tokens=4), Usage()) for use in (ONE, TWO))
+    evaluate = Context.decode
+    broken = one.lane.context
+    monkeypatch.setattr(
+        Context,
+        "decode",
+        lambda context, parts, threads: 1 if context is broken else evaluate(context, parts, threads),
+    )
+    pieces = engine.advance([one, two])
+    assert pieces[0] is None
+    assert pieces[1] is not None
+    assert isinstance(one.error, BrokenInput)
+    assert (one.finished, two.finished) == (True, False)
+
+
+def test_an_adapter_gets_no_context_that_the_machine_cannot_spare(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = opened(own_lanes=2)
+    monkeypatch.setattr(engine_module, "available_bytes", lambda: 3 * engine.context_bytes)
+    answer(engine, TEXT, ONE)
+    assert settle(engine) == 0
+    assert len(list(engine._lanes)) == 1
+    assert "are too much of the" in caplog.text

@@ -119,7 +119,7 @@ def busy(count: int) -> Iterator[None]:
 @pytest.mark.skipif(cores() < 2 or not Path("/proc/stat").exists(), reason="needs two cores and Linux")
 def test_an_engine_beside_busy_programs_gives_way(f16_gguf: Path) -> None:
     with LlamaEngine(f16_gguf, base_sha256=SHA256, context_length=512, sequences=1, threads=cores()) as engine:
-        threads = engine._threads
+        threads = engine._crew.threads
         with busy(cores()):
             until(engine, lambda: threads.count == 1)
 

@@ -60,7 +60,7 @@ class Limits:
     sequences: int = 8  # conversations in memory, and requests answered at the same time
     waiting: int = 64  # requests that may wait beyond those
     threads: int | None = None  # None: the engine's choice
-    own_lanes: int = 2  # adapters that may get conversations of their own beside the shared ones: faster swaps
+    own_lanes: int = 4  # adapters that may get conversations of their own beside the shared ones: faster swaps
     parked_memory: int = 64 << 20  # bytes for conversations that make room for others
     parked_disk: int = 0  # bytes for those beyond that
     parked_folder: Path | None = None  # where they lie; None: nowhere
@@ -126,6 +126,11 @@ class Request:
     def begun(self) -> bool:
         """Whether its first token is out."""
         return self.first_token_seconds is not None
+
+    @property
+    def place(self) -> object:
+        """Where the engine evaluates it; None: it is not said."""
+        return self.stream and self.stream.place
 
     @property
     def label(self) -> str:

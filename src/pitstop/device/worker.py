@@ -62,7 +62,7 @@ class Worker:
         self._leaving: set[str] = set()  # keys of adapters that leave memory when nobody uses them
         self._turns = Turns()
         self._last: Use | None = None  # of the request that came last
-        self._last_use: Use | None = None  # what the engine last evaluated under
+        self._last_uses: set[Use] = set()  # what the engine last evaluated under
         self._thread = threading.Thread(target=self._work, name="pitstop-engine", daemon=True)
         self._thread.start()
 
@@ -210,20 +210,20 @@ class Worker:
                 done.set_exception(_translated(error, "an order"))
 
     def _take_turn(self) -> None:
-        """Let the requests of one use advance, for as long as their turn lasts."""
+        """Let the requests whose turn it is advance, for as long as that lasts."""
         speaking = [request for request in self._live if request.stream is not None]
         if not speaking:
             return
-        use = self._turns.choose(speaking)
-        alone = all(request.use == use for request in self._live)
-        changed = self._last_use not in (None, use)
+        uses = set(self._turns.choose(speaking, self._engine.parallel))
+        alone = all(request.use in uses for request in self._live)
+        changed = uses - self._last_uses if self._last_uses else set()
         longest = TURN_BESIDE if self._scoring else TURN_ALONE
         for step in range(longest if alone else self._turns.steps):
-            group = [request for request in self._live if request.use == use and request.stream is not None]
+            group = [request for request in self._live if request.use in uses and request.stream is not None]
             if not group or self._stopping or (step and (self._waiting or self._orders)):
                 return
-            self._last_use = use
-            self._guarded(group, partial(self._advance, group, changed=changed and not step))
+            self._last_uses = uses
+            self._guarded(group, partial(self._advance, group, changed=set() if step else changed))
             self._end_cancelled()
 
     def _end_cancelled(self) -> None:
@@ -304,7 +304,7 @@ class Worker:
     def _score_block(self, request: Request) -> None:
         assert request.scoring is not None
         block = next(request.scoring, None)
-        self._last_use = request.use
+        self._last_uses = {request.use}
         if block is not None:
             request.scores += map(self._score, block)
             return
@@ -318,16 +318,17 @@ class Worker:
         likeliest = tuple((text_of(token), logprob) for token, logprob in piece.likeliest)
         return TokenScore(text_of(piece.token), piece.logprob, likeliest)
 
-    def _advance(self, group: Sequence[Request], *, changed: bool) -> None:
-        """Advance requests of one use by one step of the engine, and hand out what they say."""
+    def _advance(self, group: Sequence[Request], *, changed: set[Use]) -> None:
+        """Advance requests by one step of the engine, and hand out what they say."""
         begun = time.monotonic()
         all_speak = all(request.begun for request in group)
         pieces = self._engine.advance([request.stream for request in group if request.stream is not None])
         now = time.monotonic()
-        cost = self._turns.took(now - begun, changed=changed) if all_speak else 0.0
-        if changed:
-            self._metrics.count("swaps", adapter=group[0].label)
-            self._metrics.count("swap_seconds", cost, adapter=group[0].label)
+        cost = self._turns.took(now - begun, changed=bool(changed)) if all_speak else 0.0
+        for use in changed:
+            label = next(request.label for request in group if request.use == use)
+            self._metrics.count("swaps", adapter=label)
+            self._metrics.count("swap_seconds", cost / len(changed), adapter=label)
         for request, piece in zip(group, pieces, strict=True):
             if piece is not None:
                 self._hand_out(request, piece, now)

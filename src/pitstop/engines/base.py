@@ -74,6 +74,7 @@ class Stream(ABC):
 
     use: Use
     usage: Usage
+    place: object = None  # answers in different places can be advanced at the same time; None: by themselves only
     finished: bool = False
     error: Exception | None = None  # why it finished, if that was no proper end; other answers go on
 
@@ -192,8 +193,13 @@ class Engine(ABC):
         """
         return _Iterated(use, usage, self.generate(tokens, use, sampling, usage))
 
+    @property
+    def parallel(self) -> int:
+        """How many uses can be advanced at the same time, if their answers are in different places."""
+        return 1
+
     def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
-        """Go one step on with answers of one and the same use; an engine that can evaluates them together.
+        """Go one step on with answers of one use, which are evaluated together, or of several in different places.
 
         Returns:
             for each, its next piece; None where there is none yet (its prompt is long), or no more (it is finished).

@@ -9,6 +9,7 @@ its own for good. A conversation that makes room for another may be parked (`par
 import codecs
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pitstop.bundle.formats import read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
 from pitstop.engines.invocation import NEVER, active_from
-from pitstop.engines.llama.kv import context_bytes
+from pitstop.engines.llama.crew import Crew, Job
+from pitstop.engines.llama.kv import available_bytes, context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
 from pitstop.engines.llama.sampler import Sampler
@@ -30,6 +32,7 @@ from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag
 from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
 from pitstop.files import open_verified
 
+SHARE_OF_FREE = 0.25  # of the machine's free memory that a context of an adapter's own may take
 PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
 
 
@@ -81,7 +84,7 @@ class LlamaEngine(Engine):
         self._header = read_gguf(path)
         self._model = Model(path)
         self.vocabulary_size = self._model.vocabulary_size
-        self._threads = Threads(threads or cores())
+        self._crew = Crew(Threads(threads or cores()))
         try:
             if context_length > self._model.trained_length:
                 raise UsageError(
@@ -90,7 +93,7 @@ class LlamaEngine(Engine):
                 )
             self._scratch = sequences  # the one after those of conversations
             self._scratch_taken = False
-            self._lanes = Lanes(lambda: self._context(self._model), sequences + 1, own_lanes, self._park)
+            self._lanes = Lanes(self._context(self._model), self._own_context, sequences + 1, own_lanes, self._park)
         except BaseException:
             self._model.free()
             raise
@@ -140,7 +143,16 @@ class LlamaEngine(Engine):
 
     def _context(self, model: Model) -> Context:
         # One sequence more than there are conversations: for what is evaluated from nothing.
-        return Context(model, self.context_length, self._scratch + 1, self._threads)
+        return Context(model, self.context_length, self._scratch + 1)
+
+    def _own_context(self) -> Context:
+        """Open a context for one adapter, if the machine has memory to spare."""
+        free = available_bytes()
+        if free is not None and free < self.context_bytes / SHARE_OF_FREE:
+            raise UsageError(
+                f"{self.context_bytes / 1e6:,.0f} MB are too much of the {free / 1e6:,.0f} MB that are free"
+            )
+        return self._context(self._model)
 
     def _probe(self, name: str, path: Path) -> None:
         """Refuse an adapter without effect: other runtimes load one and answer as the base for ever."""
@@ -320,26 +332,42 @@ class LlamaEngine(Engine):
         self._check_open()
         return self._lanes.settle()
 
+    @property
+    def parallel(self) -> int:
+        return self._crew.lanes
+
     def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
-        wanted = [stream for stream in streams if isinstance(stream, LlamaStream) and not stream.finished]
-        if not wanted:
-            return [None] * len(streams)
-        if any(stream.use != wanted[0].use or stream.lane is not wanted[0].lane for stream in wanted):
+        self._check_open()
+        lanes: dict[Lane, list[LlamaStream]] = {}
+        for stream in streams:
+            if isinstance(stream, LlamaStream) and not stream.finished:
+                lanes.setdefault(stream.lane, []).append(stream)
+        if any(stream.use != group[0].use for group in lanes.values() for stream in group):
             raise UsageError("answers of different adapters cannot be evaluated together")
         said: dict[LlamaStream, Piece] = {}
-        try:
-            for tag, taken in portions(wanted).items():
-                said |= self._advance(wanted[0].lane, tag, taken)
-        except BaseException:
-            for stream in wanted:
-                stream.close()
-            raise
+        coming = [(lane, list(portions(group).items())) for lane, group in lanes.items()]
+        while coming:  # once, but where an activated adapter acts for some of its answers and not for others
+            said |= self._advance([(lane, *steps.pop(0)) for lane, steps in coming])
+            coming = [(lane, steps) for lane, steps in coming if steps]
         return [said.get(stream) if isinstance(stream, LlamaStream) else None for stream in streams]
 
-    def _advance(self, lane: Lane, tag: Tag, taken: Sequence[Portion]) -> dict[LlamaStream, Piece]:
-        """Evaluate portions of streams under one tag; return what those say that had waited for no more."""
+    def _advance(self, steps: Sequence[tuple[Lane, Tag, list[Portion]]]) -> dict[LlamaStream, Piece]:
+        """Evaluate portions of streams, each lane's under one tag; return what is said by those that were read."""
         # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
-        self._evaluate(lane, tag, [(portion.stream.session, portion.tokens, 1) for portion in taken])
+        jobs = [
+            self._job(lane, tag, [(portion.stream.session, portion.tokens, 1) for portion in taken])
+            for lane, tag, taken in steps
+        ]
+        said: dict[LlamaStream, Piece] = {}
+        for (lane, _, taken), status in zip(steps, self._crew.evaluate_all(jobs), strict=True):
+            if status == 0:
+                said |= self._listen(lane, taken)
+            for portion in taken if status else ():
+                portion.stream.fail(self._failed(status, len(portion.tokens)))
+        return said
+
+    def _listen(self, lane: Lane, taken: Sequence[Portion]) -> dict[LlamaStream, Piece]:
+        """Take what streams say from the rows that were evaluated."""
         said: dict[LlamaStream, Piece] = {}
         for portion, row in zip(taken, lane.context.rows(len(taken)), strict=True):
             stream = portion.stream
@@ -372,10 +400,15 @@ class LlamaEngine(Engine):
     def _evaluate(self, lane: Lane, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> None:
         """Evaluate tokens at the ends of sessions of one lane, under one tag and no other."""
         self._check_open()
-        status = lane.evaluate(tag, self._pointers(tag), portions)
+        status = self._crew.evaluate(self._job(lane, tag, portions))
         if status != 0:
-            count = sum(len(tokens) for _, tokens, _ in portions)
-            raise BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
+            raise self._failed(status, sum(len(tokens) for _, tokens, _ in portions))
+
+    def _job(self, lane: Lane, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> Job:
+        return partial(lane.evaluate, tag, self._pointers(tag), portions)
+
+    def _failed(self, status: int, count: int) -> BrokenInput:
+        return BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
 
     def _check_request(self, tokens: Sequence[int], use: Use, sampling: Sampling) -> Tag:
         tag = self._tag(use, tokens)
@@ -419,6 +452,7 @@ class LlamaEngine(Engine):
             merged = [loaded.model for loaded in self._loaded.values() if loaded.model is not None]
             self._loaded.clear()
             self._parking.clear()
+            self._crew.close()
             self._lanes.close()
             for model in (*merged, self._model):
                 model.free()

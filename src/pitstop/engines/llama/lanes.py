@@ -42,6 +42,7 @@ class Lane:
         tag: Tag,
         adapters: Sequence[tuple[Any, float]],
         portions: Sequence[tuple[Session, Sequence[int], int]],
+        threads: int,
     ) -> int:
         """Evaluate tokens at the ends of sessions, under one tag and no other; return llama.cpp's status, 0 is success.
 
@@ -53,9 +54,8 @@ class Lane:
             self.tag = None  # should that fail
             self.context.set_adapters(adapters)
             self.tag = tag
-        status = self.context.decode(
-            [Part(session.sequence, len(session.tokens), tokens, last) for session, tokens, last in portions]
-        )
+        parts = [Part(session.sequence, len(session.tokens), tokens, last) for session, tokens, last in portions]
+        status = self.context.decode(parts, threads)
         for session, tokens, _ in portions:
             if status != 0:
                 self.empty(session)
@@ -77,7 +77,7 @@ class Lane:
         count = len(session.tokens)
         self.empty(session)
         for at in range(0, count, BATCH):
-            self.evaluate(BASE_TAG, (), [(session, [0] * min(BATCH, count - at), 0)])
+            self.evaluate(BASE_TAG, (), [(session, [0] * min(BATCH, count - at), 0)], 1)
         self.empty(session)
 
     def forget(self, adapter: str) -> None:
@@ -94,15 +94,18 @@ class Lanes:
 
     def __init__(
         self,
+        shared: Context,
         open_context: Callable[[], Context],
         sequences: int,
         own: int,
         leave: Callable[[Lane, Session], None],
     ) -> None:
-        """Open the shared lane.
+        """Begin with the shared lane.
 
         Args:
-            open_context: returns a context with so many sequences; all alike, for only then one takes another's state.
+            shared: its context.
+            open_context: returns one more, just alike, for only then one takes another's state; raises UsageError if
+                there is no memory for it.
             sequences: of each lane. The last one of the shared lane is for what is evaluated from nothing.
             own: lanes there may be beside the shared one.
             leave: called with a session that is to be emptied because its lane goes to another adapter.
@@ -115,7 +118,7 @@ class Lanes:
         self._merged: dict[Tag, Lane] = {}
         self._changes: Counter[Tag] = Counter()  # of the shared lane, to each tag without a lane of its own
         self._requests = 0
-        self.shared = Lane(open_context(), sequences - 1)
+        self.shared = Lane(shared, sequences - 1)
 
     def __iter__(self) -> Iterator[Lane]:
         yield self.shared

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.engines.base import Logits
-from pitstop.engines.llama.threads import Threads
 from pitstop.errors import FormatError, MissingExtra, StorageError, UsageError
 
 BATCH = 512  # tokens evaluated at once
@@ -178,15 +177,14 @@ class Model:
 class Context:
     """Streams of KV over a model, and the one batch they are evaluated by."""
 
-    def __init__(self, model: Model, context_length: int, sequences: int, threads: Threads) -> None:
+    def __init__(self, model: Model, context_length: int, sequences: int) -> None:
         self.llama = model.llama
         self.vocabulary_size = model.vocabulary_size
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = context_length * sequences, sequences
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max = max(OUTPUTS, sequences)
-        params.n_threads = params.n_threads_batch = self._count = threads.count
-        self._threads = threads
+        params.n_threads = params.n_threads_batch = self._threads = 1
         # A stream of KV per sequence: in a unified cache every token also attends (masked) to the cells of all others.
         params.kv_unified = False
         # Flash attention is on wherever llama.cpp has it, for its graph has fewer nodes: SmolLM2-135M in Q4_0 decodes
@@ -220,7 +218,7 @@ class Context:
             if name in arrays:
                 setattr(self._batch, name, ctypes.cast(arrays[name].ctypes.data, kind))
 
-    def decode(self, parts: Sequence[Part]) -> int:
+    def decode(self, parts: Sequence[Part], threads: int) -> int:
         """Evaluate up to BATCH tokens of one or several sequences, all under the adapter that is set; 0 is success."""
         end = 0
         for part in parts:
@@ -232,12 +230,10 @@ class Context:
             self._output[end - part.outputs : end] = 1
         self._batch.n_tokens = end
         forget_reasons()
-        self._threads.begin()
-        if self._count != self._threads.count:
-            self._count = self._threads.count
-            self.llama.llama_set_n_threads(self.pointer, self._count, self._count)
+        if self._threads != threads:
+            self._threads = threads
+            self.llama.llama_set_n_threads(self.pointer, threads, threads)
         status: int = self.llama.llama_decode(self.pointer, self._batch)
-        self._threads.end()
         return status
 
     def rows(self, count: int) -> Logits:

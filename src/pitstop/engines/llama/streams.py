@@ -42,6 +42,11 @@ class LlamaStream(Stream):
         self.close()
 
     @property
+    def place(self) -> Lane:  # type: ignore[override]
+        """Its lane: lanes are evaluated at the same time."""
+        return self.lane
+
+    @property
     def plain(self) -> int:
         """How many tokens wait for the plain base, because an activated adapter does not act there yet."""
         return max(0, min(len(self.waiting), self.tag.active_from - len(self.session.tokens)))

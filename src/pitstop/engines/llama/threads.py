@@ -54,8 +54,7 @@ class Threads:
     def __init__(
         self, most: int, used: Callable[[], Used] = used_now, busy: Callable[[], float | None] = busy_now
     ) -> None:
-        self.count = most
-        self._most = most
+        self.count = self.most = most
         self._clocks = used, busy
         self._begun = Used(0.0, 0.0)
         self._window = Used(0.0, 0.0)
@@ -64,10 +63,10 @@ class Threads:
 
     def begin(self) -> None:
         """Say that an evaluation begins."""
-        if self._most == 1:
+        if self.most == 1:
             return
         now = self._clocks[0]()
-        if self.count < self._most and now.wall - self._looked[0].wall >= self._pause:
+        if self.count < self.most and now.wall - self._looked[0].wall >= self._pause:
             self._look(now)
         self._begun = now
 
@@ -93,8 +92,8 @@ class Threads:
     def _look(self, now: Used) -> None:
         """Take as many threads as other programs have left cores since the last look."""
         (before, busy_before), busy = self._looked, self._clocks[1]()
-        free = float(self._most)
+        free = float(self.most)
         if busy is not None and busy_before is not None:
             free -= max(0.0, busy - busy_before - (now.own - before.own)) / (now.wall - before.wall)
-        self.count = min(self._most, max(self.count, int(free + NEARLY)))
+        self.count = min(self.most, max(self.count, int(free + NEARLY)))
         self._looked, self._window = (now, busy), Used(0.0, 0.0)
