@@ -118,17 +118,17 @@ def test_what_is_not_this_base_merged_is_refused(
 
 def test_what_was_hashed_is_what_runs(both: LlamaEngine, merged: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Another file takes the name after the header was read."""
-    from pitstop.engines.llama import engine
+    from pitstop.engines.llama import adapters
 
     path = tmp_path / "swapped.gguf"
     path.write_bytes(merged.read_bytes())
-    check = engine.check_fits
+    check = adapters.check_fits
 
     def swap(*args: Any) -> None:
         check(*args)
         path.unlink()
         path.write_text("another file")
 
-    monkeypatch.setattr(engine, "check_fits", swap)
+    monkeypatch.setattr(adapters, "check_fits", swap)
     both.load_adapter("swapped", path)
     assert answer(both, Use("swapped")) == answer(both, MERGED)

@@ -7,14 +7,17 @@ two x86 cores, tokens/s of all answers:
     answers of a lane                      1 in Q8_0   1 in Q4_0   2 in Q4_0
     one lane, two threads                  133         169         242
     two lanes at once, one thread each     224         272         311
+
+(Two answers of a lane in Q8_0 are better not evaluated at once: see `rows`.)
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from pitstop.engines.llama.threads import Threads
 
-Job = Callable[[int], int]  # evaluates with so many threads, and returns llama.cpp's status
+T = TypeVar("T")
 
 
 class Crew:
@@ -29,15 +32,15 @@ class Crew:
         """How many lanes can be evaluated at the same time."""
         return self.threads.count
 
-    def evaluate(self, job: Job) -> int:
-        """Evaluate one lane, with all threads."""
+    def evaluate(self, job: Callable[[int], T]) -> T:
+        """Have one lane evaluated, with all threads; the job gets their number."""
         self.threads.begin()
-        status = job(self.threads.count)
+        result = job(self.threads.count)
         self.threads.end()
-        return status
+        return result
 
-    def evaluate_all(self, jobs: Sequence[Job]) -> list[int]:
-        """Evaluate several lanes at the same time; each is another one's context."""
+    def evaluate_all(self, jobs: Sequence[Callable[[int], T]]) -> list[T]:
+        """Have several lanes evaluated at the same time, which share the threads."""
         if len(jobs) == 1 or self._others is None:
             return [self.evaluate(job) for job in jobs]
         share = max(1, self.threads.count // len(jobs))

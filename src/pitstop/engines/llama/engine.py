@@ -7,41 +7,32 @@ its own for good. A conversation that makes room for another may be parked (`par
 """
 
 import codecs
+import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pitstop.bundle.binding import check_fits, invocation_of, is_merged
 from pitstop.bundle.formats import read_gguf
-from pitstop.engines.answer import Wording, check_sampling, check_tokens, check_use
+from pitstop.engines.answer import Wording, check_sampling, check_tokens
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
-from pitstop.engines.invocation import NEVER, active_from
-from pitstop.engines.llama.crew import Crew, Job
+from pitstop.engines.llama.adapters import Adapters
+from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.kv import available_bytes, context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
+from pitstop.engines.llama.rows import Rows
 from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.llama.streams import LlamaStream, Portion, portions
 from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
 from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag
 from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
-from pitstop.files import open_verified
 
 SHARE_OF_FREE = 0.25  # of the machine's free memory that a context of an adapter's own may take
 PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    generation: int
-    invocation: tuple[int, ...] = ()  # of an activated LoRA
-    pointer: Any = None  # of an adapter
-    model: Model | None = None  # a merged one, which runs beside the base
 
 
 class LlamaEngine(Engine):
@@ -85,6 +76,7 @@ class LlamaEngine(Engine):
         self._model = Model(path)
         self.vocabulary_size = self._model.vocabulary_size
         self._crew = Crew(Threads(threads or cores()))
+        self._rows = Rows()
         try:
             if context_length > self._model.trained_length:
                 raise UsageError(
@@ -99,12 +91,11 @@ class LlamaEngine(Engine):
             raise
         self._closed = False
         self._parking = Parking() if parking is None else parking
-        self._loaded: dict[str, _Loaded] = {}
-        self._generation = 0
+        self._adapters = Adapters(self._model, self._header, base_sha256)
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return tuple(self._loaded)
+        return self._adapters.names
 
     @property
     def context_bytes(self) -> int:
@@ -112,33 +103,13 @@ class LlamaEngine(Engine):
 
     def load_adapter(self, name: str, path: Path, *, sha256: str | None = None) -> None:
         self._check_open()
-        if name in self._loaded:
-            raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
-        with open_verified(path, sha256) as file:
-            header = read_gguf(path, file)
-            check_fits(header, self._header, self.base_sha256)
-            if is_merged(header):
-                loaded = _Loaded(self._generation + 1, model=Model(path, file))
-                self._open_lane(name, loaded)
-            else:
-                pointer = self._model.load_adapter(path, file)
-                loaded = _Loaded(self._generation + 1, invocation_of(header), pointer)
-        self._generation += 1
-        self._loaded[name] = loaded
+        loaded = self._adapters.load(name, path, sha256)
         try:
+            if loaded.model is not None:
+                self._lanes.add(loaded.tag, self._context(loaded.model))
             self._probe(name, path)
         except BaseException:
             self.unload_adapter(name)
-            raise
-
-    def _open_lane(self, name: str, loaded: _Loaded) -> None:
-        """Give a merged model the lane in which alone it is evaluated."""
-        model = loaded.model
-        assert model is not None
-        try:
-            self._lanes.add(_tag_of_merged(name, loaded), self._context(model))
-        except BaseException:
-            model.free()
             raise
 
     def _context(self, model: Model) -> Context:
@@ -169,20 +140,15 @@ class LlamaEngine(Engine):
             )
 
     def invocation(self, adapter: str) -> tuple[int, ...]:
-        check_use(Use(adapter), self._loaded)
-        return self._loaded[adapter].invocation
+        return self._adapters.invocation(adapter)
 
     def unload_adapter(self, name: str) -> None:
         self._check_open()
-        if name not in self._loaded:
+        if name not in self._adapters.names:
             raise UsageError(f"no adapter {name!r} is loaded")
         self._parking.drop(name)
         self._lanes.forget(name)
-        loaded = self._loaded.pop(name)
-        if loaded.model is not None:
-            loaded.model.free()
-        else:
-            self._model.free_adapter(loaded.pointer)
+        self._adapters.unload(name)
 
     def tokenize(self, text: str) -> list[int]:
         self._check_open()
@@ -353,23 +319,41 @@ class LlamaEngine(Engine):
 
     def _advance(self, steps: Sequence[tuple[Lane, Tag, list[Portion]]]) -> dict[LlamaStream, Piece]:
         """Evaluate portions of streams, each lane's under one tag; return what is said by those that were read."""
-        # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
-        jobs = [
-            self._job(lane, tag, [(portion.stream.session, portion.tokens, 1) for portion in taken])
-            for lane, tag, taken in steps
-        ]
+        jobs = [partial(self._step, lane, tag, self._adapters.pointers(tag), taken) for lane, tag, taken in steps]
         said: dict[LlamaStream, Piece] = {}
-        for (lane, _, taken), status in zip(steps, self._crew.evaluate_all(jobs), strict=True):
+        for (lane, _, taken), (status, rows) in zip(steps, self._crew.evaluate_all(jobs), strict=True):
             if status == 0:
-                said |= self._listen(lane, taken)
+                said |= self._listen(lane, taken, rows)
             for portion in taken if status else ():
                 portion.stream.fail(self._failed(status, len(portion.tokens)))
         return said
 
-    def _listen(self, lane: Lane, taken: Sequence[Portion]) -> dict[LlamaStream, Piece]:
+    def _step(
+        self, lane: Lane, tag: Tag, pointers: Sequence[tuple[Any, float]], taken: Sequence[Portion], threads: int
+    ) -> tuple[int, list[Any]]:
+        """Evaluate portions of streams in one lane; return llama.cpp's status, and a row for each portion."""
+        speaking = all(len(portion.tokens) == 1 for portion in taken)
+        adapted, at_once = bool(tag.adapters), len(taken)
+        if speaking and at_once > 1:
+            at_once = self._rows.at_once(at_once, threads, adapted)
+        rows: list[Any] = []
+        for at in range(0, len(taken), at_once):
+            part = taken[at : at + at_once]
+            begun = time.perf_counter()
+            # Of a prompt that is not read to its end too: whether its values are finite has to be seen.
+            wanted = [(portion.stream.session, portion.tokens, 1) for portion in part]
+            if status := lane.evaluate(tag, pointers, wanted, threads):
+                return status, []
+            if speaking:
+                self._rows.took(len(part), threads, adapted, time.perf_counter() - begun)
+            found = lane.context.rows(len(part))
+            rows.extend(found if at_once == len(taken) else found.copy())  # the next evaluation overwrites them
+        return 0, rows
+
+    def _listen(self, lane: Lane, taken: Sequence[Portion], rows: Sequence[Any]) -> dict[LlamaStream, Piece]:
         """Take what streams say from the rows that were evaluated."""
         said: dict[LlamaStream, Piece] = {}
-        for portion, row in zip(taken, lane.context.rows(len(taken)), strict=True):
+        for portion, row in zip(taken, rows, strict=True):
             stream = portion.stream
             del stream.waiting[: len(portion.tokens)]
             try:
@@ -400,12 +384,9 @@ class LlamaEngine(Engine):
     def _evaluate(self, lane: Lane, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> None:
         """Evaluate tokens at the ends of sessions of one lane, under one tag and no other."""
         self._check_open()
-        status = self._crew.evaluate(self._job(lane, tag, portions))
+        status = self._crew.evaluate(partial(lane.evaluate, tag, self._adapters.pointers(tag), portions))
         if status != 0:
             raise self._failed(status, sum(len(tokens) for _, tokens, _ in portions))
-
-    def _job(self, lane: Lane, tag: Tag, portions: Sequence[tuple[Session, Sequence[int], int]]) -> Job:
-        return partial(lane.evaluate, tag, self._pointers(tag), portions)
 
     def _failed(self, status: int, count: int) -> BrokenInput:
         return BrokenInput(f"llama.cpp could not evaluate {count} tokens ({status}): {reason()}", where=self.path)
@@ -418,29 +399,7 @@ class LlamaEngine(Engine):
 
     def _tag(self, use: Use, tokens: Sequence[int]) -> Tag:
         self._check_open()
-        adapters = check_use(use, self._loaded)
-        activated = [name for name, _ in adapters if self._loaded[name].invocation]
-        if activated and len(adapters) > 1:
-            what = f"{activated[0]} is an activated adapter, which cannot be stacked with others"
-            raise UsageError(what, cure="name it alone")
-        for name, scale in adapters:
-            if self._loaded[name].model is not None and (len(adapters) > 1 or scale != 1.0):
-                what = f"{name} is merged into its base: it has one scale, and cannot be stacked with others"
-                raise UsageError(what, cure="name it alone, without a scale")
-        start = active_from(tokens, self._loaded[activated[0]].invocation) if activated else 0
-        if start == NEVER:
-            return BASE_TAG
-        return Tag(tuple((name, self._loaded[name].generation, scale) for name, scale in adapters), start)
-
-    def _pointers(self, tag: Tag) -> list[tuple[Any, float]]:
-        pointers = []
-        for name, generation, scale in tag.adapters:
-            loaded = self._loaded.get(name)
-            if loaded is None or loaded.generation != generation:
-                raise UsageError(f"the adapter {name!r} was unloaded in the middle of an answer")
-            if loaded.model is None:
-                pointers.append((loaded.pointer, scale))
-        return pointers
+        return self._adapters.tag(use, tokens)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -449,14 +408,8 @@ class LlamaEngine(Engine):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            merged = [loaded.model for loaded in self._loaded.values() if loaded.model is not None]
-            self._loaded.clear()
             self._parking.clear()
             self._crew.close()
             self._lanes.close()
-            for model in (*merged, self._model):
-                model.free()
-
-
-def _tag_of_merged(name: str, loaded: _Loaded) -> Tag:
-    return Tag(((name, loaded.generation, 1.0),))
+            self._adapters.close()
+            self._model.free()
