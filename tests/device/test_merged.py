@@ -10,6 +10,7 @@ import pytest
 from pitstop import profiles
 from pitstop.device.health import probe
 from pitstop.device.limits import MIB, within
+from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime
 from pitstop.device.store import Release
 from pitstop.engines.llama import LlamaEngine
@@ -76,7 +77,7 @@ def test_a_profile_leaves_room_for_the_largest_merged_model(release: Release, me
     ample = within(replace(board, budget_mib=4000), base, merged=[size, size])
     assert ample.adapter_budget is not None
     assert ample.adapter_budget > 2 * size
-    assert ample.own_lanes == 2
+    assert ample.own_lanes == Limits().own_lanes
     tight = within(replace(board, budget_mib=900), base, merged=[size, size])
     assert tight.adapter_budget is not None
     assert size < tight.adapter_budget < 2 * size
