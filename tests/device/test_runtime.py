@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from pitstop.device.runtime import (
 from pitstop.engines.base import Piece, Sampling
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.llama.engine import LlamaStream
+from pitstop.engines.llama.pace import FIRST, Pace
 from pitstop.errors import BaseMismatch, BrokenInput, FormatError, UsageError
 from serving import ALPHA, BASE, BETA, ENDLESS, LIMITS, QUESTIONS, SAMPLING, Board, ask, damage, published
 
@@ -55,6 +57,29 @@ def test_models_in_turn_answer_as_when_cold(board: Board, shared: Runtime) -> No
     for question in QUESTIONS:
         for model in MODELS:
             assert text_of(shared, model, question) == board.expected[model, question]
+
+
+def test_a_long_prompt_of_another_model_is_read_in_pieces(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    evaluate = LlamaEngine._step
+
+    def watched(engine: LlamaEngine, lane: Any, tag: Any, pointers: Any, taken: Any, threads: int) -> Any:
+        read.extend(len(portion.tokens) for portion in taken)
+        return evaluate(engine, lane, tag, pointers, taken, threads)
+
+    monkeypatch.setattr(LlamaEngine, "_step", watched)
+    monkeypatch.setattr(Pace, "took", lambda *_: None)
+    text = "word " * 300
+    with limited(board) as runtime:
+        text_of(runtime, BETA, text)
+        assert max(read) > 2 * FIRST, "nobody waits"
+        runtime.unload_adapter(BETA)
+        with runtime.ask(*ENDLESS, LONG) as live:
+            next(live)
+            read.clear()
+            text_of(runtime, BETA, text)
+            assert max(read) == FIRST
+            next(live)
 
 
 def test_models_at_the_same_time_answer_as_when_cold(board: Board, shared: Runtime) -> None:

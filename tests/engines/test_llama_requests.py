@@ -10,7 +10,7 @@ import pytest
 
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use, log_softmax
 from pitstop.engines.llama import LlamaEngine
-from pitstop.engines.llama.streams import CHUNK
+from pitstop.engines.llama.pace import FIRST, LEAST, STALL, Pace
 from pitstop.engines.sessions import COPY_WORTH
 from pitstop.errors import Busy, UsageError
 
@@ -62,12 +62,46 @@ def test_answers_made_together_are_those_made_alone(open_llama: Any, gguf_adapte
     engine.close()
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast the machine is, it reads FIRST tokens of a prompt at once."""
+    monkeypatch.setattr(Pace, "took", lambda *_: None)
+
+
+def test_the_pace_is_what_the_machine_reads_in_a_moment() -> None:
+    pace = Pace()
+    assert pace.tokens == FIRST
+    pace.took(1, 10.0)
+    assert pace.tokens == FIRST, "one token says nothing of many"
+    for speed in (1000, 200):  # tokens/s
+        for _ in range(40):
+            pace.took(64, 64 / speed)
+        assert pace.tokens == pytest.approx(STALL * speed, abs=LEAST)
+    for _ in range(40):
+        pace.took(16, 60.0)
+    assert pace.tokens == LEAST
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("others_wait", [True, False])
+def test_a_long_prompt_is_read_in_pieces_only_while_others_wait(open_llama: Any, others_wait: bool) -> None:
+    engine = open_llama(sequences=2)
+    prompt = engine.tokenize("word " * (3 * FIRST))[: 3 * FIRST]
+    stream, steps = engine.start(prompt, PLAIN_BASE, SHORT, Usage()), 1
+    while engine.advance([stream], others_wait=others_wait) == [None]:
+        steps += 1
+    assert steps == (3 if others_wait else 1)
+    stream.close()
+    engine.close()
+
+
+@pytest.mark.usefixtures("steady")
 def test_a_long_prompt_does_not_stall_an_answer_that_has_begun(open_llama: Any) -> None:
     engine = open_llama(sequences=2)
     first = engine.start(engine.tokenize(prompt("Count to five.")), PLAIN_BASE, Sampling(max_tokens=8), Usage())
     while not any(engine.advance([first])):
         pass
-    long = engine.tokenize("word " * (3 * CHUNK))[: 3 * CHUNK]
+    long = engine.tokenize("word " * (3 * FIRST))[: 3 * FIRST]
     second = engine.start(long, PLAIN_BASE, SHORT, Usage())
     for _ in range(2):
         spoken, read = engine.advance([first, second])

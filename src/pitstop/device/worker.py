@@ -223,7 +223,7 @@ class Worker:
             if not group or self._stopping or (step and (self._waiting or self._orders)):
                 return
             self._last_uses = uses
-            self._guarded(group, partial(self._advance, group, changed=set() if step else changed))
+            self._guarded(group, partial(self._advance, group, changed=set() if step else changed, alone=alone))
             self._end_cancelled()
 
     def _end_cancelled(self) -> None:
@@ -318,11 +318,12 @@ class Worker:
         likeliest = tuple((text_of(token), logprob) for token, logprob in piece.likeliest)
         return TokenScore(text_of(piece.token), piece.logprob, likeliest)
 
-    def _advance(self, group: Sequence[Request], *, changed: set[Use]) -> None:
+    def _advance(self, group: Sequence[Request], *, changed: set[Use], alone: bool) -> None:
         """Advance requests by one step of the engine, and hand out what they say."""
         begun = time.monotonic()
         all_speak = all(request.begun for request in group)
-        pieces = self._engine.advance([request.stream for request in group if request.stream is not None])
+        streams = [request.stream for request in group if request.stream is not None]
+        pieces = self._engine.advance(streams, others_wait=not alone)
         now = time.monotonic()
         cost = self._turns.took(now - begun, changed=bool(changed)) if all_speak else 0.0
         for use in changed:

@@ -198,8 +198,11 @@ class Engine(ABC):
         """How many uses can be advanced at the same time, if their answers are in different places."""
         return 1
 
-    def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
+    def advance(self, streams: Sequence[Stream], *, others_wait: bool = False) -> list[Piece | None]:
         """Go one step on with answers of one use, which are evaluated together, or of several in different places.
+
+        Args:
+            others_wait: answers that are not among these wait for their turn: a long prompt is not read at once.
 
         Returns:
             for each, its next piece; None where there is none yet (its prompt is long), or no more (it is finished).

@@ -23,6 +23,7 @@ from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.kv import available_bytes, context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
+from pitstop.engines.llama.pace import Pace
 from pitstop.engines.llama.rows import Rows
 from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.llama.streams import LlamaStream, Portion, portions
@@ -76,7 +77,7 @@ class LlamaEngine(Engine):
         self._model = Model(path)
         self.vocabulary_size = self._model.vocabulary_size
         self._crew = Crew(Threads(threads or cores()))
-        self._rows = Rows()
+        self._rows, self._pace = Rows(), Pace()
         try:
             if context_length > self._model.trained_length:
                 raise UsageError(
@@ -302,7 +303,7 @@ class LlamaEngine(Engine):
     def parallel(self) -> int:
         return self._crew.lanes
 
-    def advance(self, streams: Sequence[Stream]) -> list[Piece | None]:
+    def advance(self, streams: Sequence[Stream], *, others_wait: bool = False) -> list[Piece | None]:
         self._check_open()
         lanes: dict[Lane, list[LlamaStream]] = {}
         for stream in streams:
@@ -311,7 +312,10 @@ class LlamaEngine(Engine):
         if any(stream.use != group[0].use for group in lanes.values() for stream in group):
             raise UsageError("answers of different adapters cannot be evaluated together")
         said: dict[LlamaStream, Piece] = {}
-        coming = [(lane, list(portions(group).items())) for lane, group in lanes.items()]
+        coming = [
+            (lane, list(portions(group, self._pace.tokens, others_wait=others_wait).items()))
+            for lane, group in lanes.items()
+        ]
         while coming:  # once, but where an activated adapter acts for some of its answers and not for others
             said |= self._advance([(lane, *steps.pop(0)) for lane, steps in coming])
             coming = [(lane, steps) for lane, steps in coming if steps]
@@ -344,8 +348,11 @@ class LlamaEngine(Engine):
             wanted = [(portion.stream.session, portion.tokens, 1) for portion in part]
             if status := lane.evaluate(tag, pointers, wanted, threads):
                 return status, []
+            seconds = time.perf_counter() - begun
             if speaking:
-                self._rows.took(len(part), threads, adapted, time.perf_counter() - begun)
+                self._rows.took(len(part), threads, adapted, seconds)
+            else:
+                self._pace.took(sum(len(portion.tokens) for portion in part), seconds)
             found = lane.context.rows(len(part))
             rows.extend(found if at_once == len(taken) else found.copy())  # the next evaluation overwrites them
         return 0, rows

@@ -10,8 +10,6 @@ from pitstop.engines.llama.native import BATCH
 from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.sessions import BASE_TAG, Session, Tag
 
-CHUNK = 64  # tokens of a prompt that are read at once while other answers wait for their next token
-
 
 @dataclass(eq=False)
 class LlamaStream(Stream):
@@ -61,16 +59,19 @@ class Portion:
     last: bool  # its next token follows
 
 
-def portions(streams: Sequence[LlamaStream]) -> dict[Tag, list[Portion]]:
+def portions(streams: Sequence[LlamaStream], most: int, *, others_wait: bool) -> dict[Tag, list[Portion]]:
     """Return what of each stream is evaluated now, and under what; prompts share what is left.
 
     Streams of one use have one tag, but for those in which an activated adapter does not act, or not yet.
+
+    Args:
+        most: tokens of prompts that are read while others wait for their next token, these or some of another use.
     """
     taken: dict[Tag, list[Portion]] = {}
     speaking = [stream for stream in streams if len(stream.waiting) == 1][:BATCH]
     for stream in speaking:
         taken.setdefault(Tag(stream.tag.adapters), []).append(Portion(stream, stream.waiting[:], True))
-    room = min(CHUNK, BATCH - len(speaking)) if speaking else BATCH
+    room = min(most, BATCH - len(speaking)) if speaking or others_wait else BATCH
     for stream in streams:
         if len(stream.waiting) > 1 and room:
             plain = stream.plain
