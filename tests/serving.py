@@ -16,7 +16,10 @@ import pytest
 from pitstop import records
 from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle, Prompting
 from pitstop.device import server
+from pitstop.device.access import Access
+from pitstop.device.asgi import Server
 from pitstop.device.request import ServedModel
+from pitstop.device.routes import Service, application
 from pitstop.device.runtime import Limits, Runtime
 from pitstop.device.store import Release, Store
 from pitstop.engines.base import Sampling, Use
@@ -157,11 +160,11 @@ def _cold_answer(release: Release, name: str, question: str) -> str:
 
 
 @contextmanager
-def running(load: Callable[[], Runtime], access: server.Access | None = None) -> Iterator[tuple[str, server.Service]]:
+def running(load: Callable[[], Runtime], access: Access | None = None) -> Iterator[tuple[str, Service]]:
     """Run the real web server on a free port, with its model loaded, in a thread of this process."""
-    service = server.Service()
+    service = Service()
     ready: queue.Queue[Runtime] = queue.Queue()
-    web = server.Server(server.application(service, access), service, load, lambda runtime, seconds: ready.put(runtime))
+    web = Server(application(service, access), service, load, lambda runtime, seconds: ready.put(runtime))
     listener = server.listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=web.serve_until_stopped, args=(listener,))

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from pitstop.device import server
+from pitstop.device.routes import Service
 from pitstop.device.runtime import Runtime
 from pitstop.engines.base import PLAIN_BASE, Sampling, Use
 from pitstop.engines.llama import LlamaEngine
@@ -47,13 +47,13 @@ ITEMS = [
 
 
 @pytest.fixture(scope="module")
-def web(board: Board) -> Iterator[tuple[str, server.Service]]:
+def web(board: Board) -> Iterator[tuple[str, Service]]:
     with running(lambda: Runtime.from_release(board.release, LIMITS)) as started:
         yield started
 
 
 @pytest.fixture
-def client(web: tuple[str, server.Service]) -> Iterator[openai.OpenAI]:
+def client(web: tuple[str, Service]) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{web[0]}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
@@ -136,7 +136,7 @@ def test_a_json_object_and_a_grammar_are_followed(client: openai.OpenAI) -> None
     ],
 )
 def test_what_cannot_be_followed_is_refused_and_harms_nobody(
-    board: Board, web: tuple[str, server.Service], wanted: dict[str, Any]
+    board: Board, web: tuple[str, Service], wanted: dict[str, Any]
 ) -> None:
     body = {"model": BASE, "messages": ask(QUESTIONS[0]), "max_tokens": 4, **wanted}
     status, _, answer = request(web[0], "POST", "/v1/chat/completions", body)
@@ -235,7 +235,7 @@ def harness_score(answer: dict[str, Any], context_length: int) -> tuple[float, b
     return sum(values), all(value == max(top.values()) for value, top in zip(values, tops, strict=True))
 
 
-def test_scores_of_the_harness_are_the_engines(web: tuple[str, server.Service], engine: LlamaEngine) -> None:
+def test_scores_of_the_harness_are_the_engines(web: tuple[str, Service], engine: LlamaEngine) -> None:
     for name, use in ((BASE, PLAIN_BASE), (ALPHA, Use(ALPHA, SCALES[ALPHA]))):
         for context, ending in ITEMS:
             prompt, rest = engine.tokenize(context), engine.tokenize(ending)
@@ -290,7 +290,7 @@ def test_a_prompt_may_fill_the_context_if_it_is_only_scored(client: openai.OpenA
         complete(client, [5] * 512, max_tokens=1, echo=True, logprobs=0)
 
 
-def test_a_request_stacks_adapters_by_number(board: Board, web: tuple[str, server.Service]) -> None:
+def test_a_request_stacks_adapters_by_number(board: Board, web: tuple[str, Service]) -> None:
     _, _, listed = request(web[0], "GET", "/lora-adapters")
     ids = {entry["pitstop"]["name"]: entry["id"] for entry in listed}
     scales = {ALPHA: 0.75, BETA: 0.25}

@@ -19,6 +19,9 @@ import openai
 import pytest
 
 from pitstop.device import server
+from pitstop.device.access import Access
+from pitstop.device.asgi import Server
+from pitstop.device.routes import BODY_LIMIT, Service, application
 from pitstop.device.runtime import Runtime
 from pitstop.errors import BrokenInput, Busy, FormatError, StorageError, UsageError
 from serving import (
@@ -50,13 +53,13 @@ serve(Path(sys.argv[1]), port=0, limits=Limits(threads=1), as_json=True)
 
 
 @pytest.fixture(scope="module")
-def web(board: Board) -> Iterator[tuple[str, server.Service]]:
+def web(board: Board) -> Iterator[tuple[str, Service]]:
     with running(lambda: Runtime.from_release(board.release, LIMITS)) as started:
         yield started
 
 
 @pytest.fixture
-def client(web: tuple[str, server.Service]) -> Iterator[openai.OpenAI]:
+def client(web: tuple[str, Service]) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{web[0]}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
@@ -147,7 +150,7 @@ def test_seed_and_temperature_repeat(client: openai.OpenAI) -> None:
     assert texts[1] == texts[2] != texts[3]
 
 
-def test_models_are_listed(client: openai.OpenAI, web: tuple[str, server.Service]) -> None:
+def test_models_are_listed(client: openai.OpenAI, web: tuple[str, Service]) -> None:
     assert [model.id for model in client.models.list()] == list(MODELS)
     assert client.models.retrieve(BETA).model_extra == {
         "pitstop": {"kind": "adapter", "version": "1.0.0", "base": BASE, "delivery": "attached"}
@@ -156,7 +159,7 @@ def test_models_are_listed(client: openai.OpenAI, web: tuple[str, server.Service
         client.models.retrieve("gamma")
 
 
-def test_health_says_what_is_ready(web: tuple[str, server.Service]) -> None:
+def test_health_says_what_is_ready(web: tuple[str, Service]) -> None:
     status, _, body = request(web[0], "GET", "/health")
     assert (status, body["status"], body["models"]) == (200, "ready", dict.fromkeys(MODELS, "1.0.0"))
 
@@ -174,7 +177,7 @@ def test_long_prompt_is_refused(client: openai.OpenAI) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_bad_bodies_are_refused_in_the_shape_of_openai(web: tuple[str, server.Service]) -> None:
+def test_bad_bodies_are_refused_in_the_shape_of_openai(web: tuple[str, Service]) -> None:
     for body, param in ((b"{", None), ({"model": BASE}, "messages"), (chat("x", temperature=9), "temperature")):
         status, _, answer = post(web[0], body)
         assert status == 400
@@ -182,13 +185,13 @@ def test_bad_bodies_are_refused_in_the_shape_of_openai(web: tuple[str, server.Se
         assert (answer["error"]["type"], answer["error"]["param"]) == ("invalid_request_error", param)
 
 
-def test_large_bodies_are_refused(web: tuple[str, server.Service]) -> None:
-    status, _, answer = post(web[0], chat("x" * server.BODY_LIMIT))
+def test_large_bodies_are_refused(web: tuple[str, Service]) -> None:
+    status, _, answer = post(web[0], chat("x" * BODY_LIMIT))
     assert status == 413
     assert "larger than 1,048,576 bytes" in answer["error"]["message"]
 
 
-def test_unknown_routes_and_methods_have_the_shape_too(web: tuple[str, server.Service]) -> None:
+def test_unknown_routes_and_methods_have_the_shape_too(web: tuple[str, Service]) -> None:
     assert request(web[0], "GET", "/v1/nothing")[0] == 404
     status, _, answer = request(web[0], "GET", "/v1/chat/completions")
     assert status == 405
@@ -238,7 +241,7 @@ def test_bad_adapter_leaves_the_others_answering(board: Board, tmp_path: Path) -
 
 
 def test_key_is_asked_for(board: Board) -> None:
-    with running(lambda: Runtime.from_release(board.release, LIMITS), server.Access(api_key="secret")) as (url, _):
+    with running(lambda: Runtime.from_release(board.release, LIMITS), Access(api_key="secret")) as (url, _):
         assert request(url, "GET", "/health")[0] == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             status, answered, answer = request(url, "GET", "/v1/models", headers=headers)
@@ -249,13 +252,13 @@ def test_key_is_asked_for(board: Board) -> None:
 
 def test_starting_is_said_before_the_model_is_there(board: Board) -> None:
     go_on = threading.Event()
-    service = server.Service()
+    service = Service()
 
     def load() -> Runtime:
         go_on.wait()
         return Runtime.from_release(board.release, LIMITS)
 
-    web = server.Server(server.application(service), service, load)
+    web = Server(application(service), service, load)
     listener = server.listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=web.serve_until_stopped, args=(listener,))
@@ -282,7 +285,7 @@ def curl() -> str:
     return found
 
 
-def test_curl_reads_every_event_when_it_is_made(board: Board, web: tuple[str, server.Service], curl: str) -> None:
+def test_curl_reads_every_event_when_it_is_made(board: Board, web: tuple[str, Service], curl: str) -> None:
     url, service = web
     command = [curl, "--silent", "--no-buffer", f"{url}/v1/chat/completions", "--data"]
     done = subprocess.run([*command, json.dumps(chat(QUESTIONS[0], stream=True, max_tokens=12))], capture_output=True)

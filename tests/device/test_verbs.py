@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pitstop.device import server
+from pitstop.device.access import Access
+from pitstop.device.routes import BODY_LIMIT
 from pitstop.device.runtime import Runtime
 from serving import (
     ALPHA,
@@ -180,7 +181,7 @@ def test_counts_say_what_was_done(board: Board) -> None:
 
 
 def test_orders_need_the_key_where_there_is_one(board: Board, third: Path) -> None:
-    access = server.Access("secret", loopback=False)
+    access = Access("secret", loopback=False)
     body = {"lora_name": "third", "lora_path": str(third)}
     with running(lambda: Runtime.from_release(board.release, LIMITS), access) as (url, _):
         assert request(url, "POST", LOAD, body)[0] == 401
@@ -194,4 +195,4 @@ def test_the_description_is_served(url: str) -> None:
 
 def test_large_bodies_are_refused_everywhere(url: str) -> None:
     for path in (LOAD, UNLOAD, ADAPTERS, "/v1/completions"):
-        assert request(url, "POST", path, b" " * (server.BODY_LIMIT + 1))[0] == 413
+        assert request(url, "POST", path, b" " * (BODY_LIMIT + 1))[0] == 413

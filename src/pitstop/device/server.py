@@ -4,38 +4,28 @@ The port opens first and answers `/health` with "starting" while the base loads;
 with a last word before the connection closes.
 """
 
-import asyncio
-import contextlib
 import errno
 import json
 import os
-import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 
 from pitstop.errors import Busy, MissingExtra, UsageError
 
-try:
-    import uvicorn
-    from starlette.types import ASGIApp
-except ImportError as error:
-    raise MissingExtra("`pitstop serve`", "serve") from error
+if not all(map(find_spec, ("starlette", "uvicorn"))):
+    raise MissingExtra("`pitstop serve`", "serve")
 
 from pitstop.device.access import Access, check_origins, is_loopback, read_key
 from pitstop.device.memory import give_back_freed_memory
 from pitstop.device.request import Limits
-from pitstop.device.routes import BODY_LIMIT, Service, application
 from pitstop.device.runtime import Runtime, active_release
 from pitstop.device.store import Release
-
-__all__ = ["BODY_LIMIT", "Access", "Server", "Service", "application", "listen", "serve"]
-
-GRACE = 2.5  # seconds live answers get to end by themselves at shutdown
-SHUTDOWN = 4  # seconds after which connections are cut; the whole stays under five
+from pitstop.engines.llama.native import library
 
 
 def serve(
@@ -72,10 +62,16 @@ def serve(
     release = active_release(root)
     listener = listen(host, port)
     give_back_freed_memory()
+    library()
+    loading = _begin(lambda: Runtime.from_release(release, limits))
+    # What the web server is made of is imported while the model loads: that takes a tenth of a second.
+    from pitstop.device.asgi import Server
+    from pitstop.device.routes import Service, application
+
     service = Service()
     announce = _announcer(host, listener.getsockname()[1], release, as_json)
     app = application(service, Access(api_key, origins, loopback=is_loopback(host)))
-    server = Server(app, service, lambda: Runtime.from_release(release, limits), announce)
+    server = Server(app, service, loading.result, announce)
     server.serve_until_stopped(listener)
     if server.failure is not None:
         raise server.failure
@@ -84,6 +80,20 @@ def serve(
         # would crash.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _begin(load: Callable[[], Runtime]) -> Future[Runtime]:
+    """Load in a thread, from now on."""
+    loading: Future[Runtime] = Future()
+
+    def work() -> None:
+        try:
+            loading.set_result(load())
+        except BaseException as error:  # whoever waits for the result raises it
+            loading.set_exception(error)
+
+    threading.Thread(target=work, name="pitstop-load", daemon=True).start()
+    return loading
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -109,69 +119,6 @@ def listen(host: str, port: int) -> socket.socket:
     # it the second write of an answer waits until the client acknowledges the first: 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with a model that loads beside it and answers that end before it does."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        service: Service,
-        load: Callable[[], Runtime],
-        announce: Callable[[Runtime, float], None] = lambda runtime, seconds: None,
-    ) -> None:
-        """Take what loads the model, and what is to be called then, with the seconds it took."""
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=SHUTDOWN
-        )
-        super().__init__(config)
-        self.failure: Exception | None = None  # why the release could not be loaded
-        self.engine_is_busy = False  # it loads or computes still, and could not be closed in time
-        self._service = service
-        self._load = load
-        self._announce = announce
-        self._loader = threading.Thread(target=self._load_runtime, name="pitstop-load", daemon=True)
-
-    def serve_until_stopped(self, listener: socket.socket) -> None:
-        """Answer on a listening socket, with "starting" until the model is loaded."""
-        self._loader.start()
-        self.run(sockets=[listener])
-
-    def _load_runtime(self) -> None:
-        begun = time.monotonic()
-        try:
-            runtime = self._load()
-        except Exception as error:  # `serve` raises it on the main thread
-            self.failure = error
-            self.should_exit = True
-            return
-        self._service.runtime = runtime
-        if self._service.stopping:
-            runtime.close(0)
-        else:
-            self._announce(runtime, time.monotonic() - begun)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new requests, let live answers end, and only then close their connections."""
-        self._service.stopping = True
-        runtime = self._service.runtime
-        closing = asyncio.create_task(asyncio.to_thread(runtime.close, GRACE)) if runtime else None
-        await super().shutdown(sockets)
-        self.engine_is_busy = not await closing if closing else self._loader.is_alive()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and Ctrl-C; unlike uvicorn, do not raise them again: a clean stop is no failure."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _announcer(host: str, port: int, release: Release, as_json: bool) -> Callable[[Runtime, float], None]:

@@ -36,6 +36,7 @@ from pitstop.errors import BrokenInput, PitstopError, UsageError
 
 TURN_ALONE = 64  # steps before those that wait for anything else are looked at
 TURN_BESIDE = 8  # steps between two blocks of a prompt that is scored: about the time of such a block
+IDLE = 0.1  # seconds without a request after which the engine makes later ones faster
 JOIN_SECONDS = 1.0  # for the last token to end when the runtime closes
 
 T = TypeVar("T")
@@ -174,10 +175,10 @@ class Worker:
 
     def _work(self) -> None:
         while True:
-            while not (self._stopping or self._orders or self._waiting or self._live) and self._settle():
+            while not self._asked(IDLE) and self._settle():
                 pass
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._orders or self._waiting or self._live)
+                self._asked(None)
                 if self._stopping:
                     break
                 admitted = self._admit()
@@ -191,6 +192,13 @@ class Worker:
         for request in tuple(self._live):
             self._end(request, _cut_short())
         self._engine.close()
+
+    def _asked(self, seconds: float | None) -> bool:
+        """Wait until something is asked for, for some seconds at most; tell whether it is."""
+        with self._changed:
+            return bool(
+                self._changed.wait_for(lambda: self._stopping or self._orders or self._waiting or self._live, seconds)
+            )
 
     def _settle(self) -> bool:
         try:
