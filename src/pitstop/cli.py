@@ -221,8 +221,12 @@ def export(recipe: Recipe, force: Force = False, json: Json = None) -> None:
         from pitstop.workshop import recipe as recipes
         from pitstop.workshop.export import export as stage
     result = stage.export(recipe, force=force)
-    path = recipes.load(recipe).run / stage.FOLDER / result.artifact.name
-    _finish(result, f"{path}: {result.artifact.size / 1e6:,.1f} MB, for the base {result.base_sha256[:12]}", json)
+    loaded = recipes.load(recipe)
+    path = loaded.run / stage.FOLDER / result.artifact.name
+    said = f"{path}: {result.artifact.size / 1e6:,.1f} MB, for the base {result.base_sha256[:12]}"
+    if loaded.export.delivery == "merged":
+        said += f"\nthe recipe ships a merged model, not this: pitstop merge {recipe}"
+    _finish(result, said, json)
 
 
 @app.command(rich_help_panel=BUILD)
@@ -232,8 +236,12 @@ def merge(recipe: Recipe, force: Force = False, json: Json = None) -> None:
         from pitstop.workshop import merge as stage
         from pitstop.workshop import recipe as recipes
     merged = stage.merge(recipe, force=force)
-    path = recipes.load(recipe).run / stage.FOLDER / merged.artifact.name
-    _finish(merged, f"{path}: {merged.artifact.size / 1e6:,.1f} MB, base and adapter in one", json)
+    loaded = recipes.load(recipe)
+    path = loaded.run / stage.FOLDER / merged.artifact.name
+    said = f"{path}: {merged.artifact.size / 1e6:,.1f} MB, base and adapter in one"
+    if loaded.export.delivery == "attached":
+        said += '\nthe recipe ships the adapter, not this; to ship it: delivery = "merged" under [export]'
+    _finish(merged, said, json)
 
 
 @app.command(rich_help_panel=BUILD)

@@ -13,7 +13,7 @@ from pitstop.device.limits import MIB, within
 from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime
 from pitstop.device.store import Release
-from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.llama import LlamaEngine, kv
 from pitstop.engines.template import render
 from pitstop.errors import UsageError
 from serving import ALPHA, BASE, BETA, LIMITS, QUESTIONS, SAMPLING, Board, ask, install, request, running
@@ -85,6 +85,16 @@ def test_a_profile_leaves_room_for_the_largest_merged_model(release: Release, me
     assert within(replace(board, budget_mib=900), base).own_lanes > 0
     with pytest.raises(UsageError, match=r"(?s)largest merged model 27\d MB.*too much.*ship adapters attached"):
         within(replace(board, budget_mib=500), base, merged=[size, size])
+
+
+def test_without_a_budget_adapters_have_half_of_what_is_free(
+    release: Release, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "available_bytes", lambda: 200 * MIB)
+    with Runtime.from_release(release, LIMITS) as runtime:
+        with pytest.raises(UsageError, match=r"all adapters together may have 104\.9 MB"):
+            "".join(runtime.ask(ALPHA, ask(QUESTION), SAMPLING))
+        assert "".join(runtime.ask(BETA, ask(QUESTION), SAMPLING)) == expected[BETA]
 
 
 def test_the_health_check_tries_it(release: Release) -> None:

@@ -64,7 +64,7 @@ class Limits:
     parked_memory: int = 64 << 20  # bytes for conversations that make room for others
     parked_disk: int = 0  # bytes for those beyond that
     parked_folder: Path | None = None  # where they lie; None: nowhere
-    adapter_budget: int | None = None  # bytes of adapters in memory; None: all that are asked for
+    adapter_budget: int | None = None  # bytes of adapters in memory; None: half of what is free once the base is there
 
 
 @dataclass(frozen=True)

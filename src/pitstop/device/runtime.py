@@ -47,6 +47,8 @@ __all__ = [
     "active_release",
 ]
 
+SHARE_OF_FREE = 0.5  # of the memory that is free beside the base: what adapters may have if nothing else was said
+
 
 class Runtime:
     """The models of one release, ready to answer. Any thread may call any method."""
@@ -68,6 +70,7 @@ class Runtime:
             BaseMismatch: the base file is not the one the release names.
         """
         from pitstop.engines.llama import LlamaEngine  # only a device that runs models has it installed
+        from pitstop.engines.llama.kv import available_bytes
 
         limits = limits or Limits()
         base = release.base
@@ -80,6 +83,9 @@ class Runtime:
             own_lanes=limits.own_lanes,
             parking=Parking(limits.parked_memory, limits.parked_disk, limits.parked_folder),
         )
+        free = available_bytes()
+        if limits.adapter_budget is None and free is not None:
+            limits = dataclasses.replace(limits, adapter_budget=int(free * SHARE_OF_FREE))
         adapters = [ServedModel(name, bundle, path) for name, (bundle, path) in release.adapters().items()]
         return cls(engine, [ServedModel(base.name, base), *adapters], limits)
 

@@ -356,4 +356,6 @@ def _advice(criteria: Sequence[Criterion], missing: Sequence[str]) -> tuple[str,
         advice.append("add suites this base is clearly better at than guessing, or text suites")
     if any(line.startswith("task") for line in missing):
         advice.append("hold out rows of the task and measure them")
-    return tuple(advice) or ("export the adapter, check what was exported, and pack it",)
+    return tuple(advice) or (
+        "make what ships of it (pitstop export, or merge), compare the two (pitstop parity), and pack it",
+    )
