@@ -29,7 +29,7 @@ SHORT, LONG = 64, 512  # tokens of a prompt
 SLOTS = 8  # conversations at once, of either server
 CLIENTS = 8
 FURTHER = 4  # adapters whose memory is measured
-IDLE = 0.5  # seconds a server gets to make ready what it does between requests
+IDLE = 2.0  # seconds a server gets to make ready what it does between requests
 PRECISIONS = ("q8_0", "q4_0")
 TOKENS, MS, SECONDS = "tokens/s", "ms", "s"
 

@@ -38,7 +38,8 @@ class Sampler:
 
     def choose(self, row: NDArray[np.float32]) -> int:
         """Choose the next token from a row of logits, and remember it for penalties and grammar."""
-        if self._bias:
+        greedy = self._chain is None and self._grammar is None
+        if self._bias and not (greedy and self._is_left_alone(int(row.argmax()))):
             row = row.copy()
             row[list(self._bias)] += list(self._bias.values())
         token = int(row.argmax()) if self._chain is None else self._draw(row)
@@ -50,6 +51,10 @@ class Sampler:
         if self._chain is not None:
             self._llama.llama_sampler_accept(self._chain, token)
         return token
+
+    def _is_left_alone(self, likeliest: int) -> bool:
+        """Whether no bias can change which token is the likeliest: most only keep some tokens away."""
+        return likeliest not in self._bias and all(bias <= 0 for bias in self._bias.values())
 
     def _draw(self, row: NDArray[np.float32], *, by_grammar: bool = False) -> int:
         if self._candidates is None:
