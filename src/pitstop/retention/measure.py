@@ -63,6 +63,7 @@ class SuiteResult:
     choices: tuple[ChoiceScore, ...]
     texts: tuple[TextScore, ...]
     excluded: tuple[str, ...]  # ids of items that do not fit the context, or have nothing to score
+    trained_on: tuple[str, ...] = ()  # ids of items that were set aside, for they stand in the training rows
 
 
 @dataclass(frozen=True)

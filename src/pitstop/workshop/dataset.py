@@ -37,6 +37,11 @@ class Row:
     def answer(self) -> str:
         return self.messages[-1]["content"]
 
+    @property
+    def text(self) -> str:
+        """All that is said in it."""
+        return " ".join(message["content"] for message in self.messages)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -203,6 +208,22 @@ def encode_general(
     if not examples:
         raise DatasetError("no general row has anything to score", where=path)
     return examples
+
+
+def general_texts(path: Path) -> list[str]:
+    """Return what general rows say.
+
+    Raises:
+        UsageError: no such file.
+        DatasetError: every line that is no general row.
+    """
+
+    def text_of(data: Any, number: int) -> str:
+        if isinstance(data, dict) and isinstance(data.get("text"), str):
+            return str(data["text"])
+        return _row(data, number).text
+
+    return _read_lines(path, text_of)
 
 
 def _example(row: Row, tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> Example:

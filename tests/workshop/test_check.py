@@ -1,0 +1,51 @@
+"""What `check` measures, on which bytes, and what of it counts."""
+
+from pathlib import Path
+
+import pytest
+
+from pitstop.retention import suite as suites
+from pitstop.retention.suite import TextItem
+from pitstop.workshop.check import check
+from pitstop.workshop.export.export import export
+from pitstop.workshop.merge import merge
+from workbench import TEXTS, Project
+
+LEARNED = 'make the kitchen red {"room": "kitchen", "color": "red"}'  # a row of the dataset, with its answer
+
+
+@pytest.fixture
+def checkable(exported: Project) -> Project:
+    """A trained and exported run with a small suite, one item of which was trained on."""
+    items = [TextItem(str(number), str(number), text) for number, text in enumerate((*TEXTS, LEARNED))]
+    mine = suites.make("mine", "text", items, license="CC0-1.0", source="made here", description="for a test")
+    suites.save(mine, Path("suites", "mine"))
+    return exported
+
+
+def test_items_that_were_trained_on_do_not_count(checkable: Project) -> None:
+    report = check(checkable.recipe(check={"rows": 4, "max_new_tokens": 8}))
+    (summary,) = report.suites
+    assert (summary.items, summary.trained_on) == (len(TEXTS), 1)
+    assert (report.engine, report.artifact_sha256) == ("torch", None)
+    assert "trained on" in (checkable.run / "retention.html").read_text()
+
+
+def test_general_rows_were_trained_on_too(checkable: Project) -> None:
+    recipe = checkable.recipe(check={"rows": 4, "max_new_tokens": 8}, retain={"rows": "other.jsonl"})
+    checkable.rows("other.jsonl", [{"text": TEXTS[0]}, {"prompt": "Say it:", "completion": TEXTS[1]}])
+    assert check(recipe).suites[0].trained_on == 3
+
+
+def test_a_report_names_the_file_that_ships(checkable: Project) -> None:
+    settings = {"check": {"rows": 4, "max_new_tokens": 8}}
+    recipe = checkable.recipe(**settings)
+    first = check(recipe, engine="llama")
+    assert first.artifact_sha256 == export(recipe).artifact.sha256
+    recipe = checkable.recipe(**settings, export={"precision": "f32"})
+    exported = export(recipe).artifact.sha256
+    assert check(recipe, engine="llama").artifact_sha256 == exported != first.artifact_sha256, "measured again"
+    recipe = checkable.recipe(**settings, export={"delivery": "merged"})
+    merged = merge(recipe).artifact.sha256
+    report = check(recipe)
+    assert (report.engine, report.artifact_sha256) == ("llama", merged), "a merged model is measured as it ships"
