@@ -146,7 +146,8 @@ class Requests(RuleBasedStateMachine):
     def go_on(self, uses: set[Use], steps: int) -> None:
         for _ in range(steps):
             group = [stream for stream in self.live if stream.use in uses]
-            for stream, piece in zip(group, self.engine.advance(group), strict=True):
+            others = len(group) < len(self.live)
+            for stream, piece in zip(group, self.engine.advance(group, others_wait=others), strict=True):
                 self.check(stream, piece)
 
     def check(self, stream: Stream, piece: Piece | None) -> None:

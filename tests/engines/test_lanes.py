@@ -13,6 +13,7 @@ from pitstop.engines.base import PLAIN_BASE, Sampling, Usage, Use
 from pitstop.engines.llama import LlamaEngine, lanes
 from pitstop.engines.llama import engine as engine_module
 from pitstop.engines.llama.native import Context
+from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
 from pitstop.errors import BrokenInput, UsageError
 
@@ -174,6 +175,13 @@ def test_parked_conversations_leave_with_their_adapter(opened: Open, files: dict
     assert usage.reused_tokens == 0
 
 
+@pytest.fixture
+def unyielding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads do not give way, whatever else runs on this machine."""
+    monkeypatch.setattr(Threads, "end", lambda _: None)
+
+
+@pytest.mark.usefixtures("unyielding")
 def test_lanes_are_evaluated_at_the_same_time(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = opened(own_lanes=2, threads=2)
     for use in (ONE, TWO):
@@ -197,6 +205,7 @@ def test_lanes_are_evaluated_at_the_same_time(opened: Open, monkeypatch: pytest.
     assert made == expected
 
 
+@pytest.mark.usefixtures("unyielding")
 def test_a_lane_that_fails_is_no_matter_of_the_others(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = opened(own_lanes=2, threads=2)
     for use in (ONE, TWO):

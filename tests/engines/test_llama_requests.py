@@ -1,7 +1,7 @@
 """What a request may ask of the llama engine: several at once, stacks, grammars, bias, penalties, log-probabilities."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use, log_softmax
 from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.llama.native import Context, Part
 from pitstop.engines.llama.pace import FIRST, LEAST, STALL, Pace
 from pitstop.engines.sessions import COPY_WORTH
 from pitstop.errors import Busy, UsageError
@@ -110,6 +111,56 @@ def test_a_long_prompt_does_not_stall_an_answer_that_has_begun(open_llama: Any) 
     assert engine.advance([first, second])[1] is not None
     for stream in (first, second):
         stream.close()
+    engine.close()
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each evaluation had."""
+    counts: list[int] = []
+    decode = Context.decode
+
+    def counted(context: Context, parts: Sequence[Part], threads: int) -> int:
+        counts.append(sum(len(part.tokens) for part in parts))
+        return decode(context, parts, threads)
+
+    monkeypatch.setattr(Context, "decode", counted)
+    return counts
+
+
+def test_one_reads_for_all_that_ask_about_the_same(open_llama: Any, evaluated: list[int]) -> None:
+    engine = open_llama(sequences=3)
+    text = engine.tokenize("word " * 100)
+    questions = [[*text, *engine.tokenize(question)] for question in ("One?", "Two?", "Two?")]
+    expected = [run(engine, [engine.start(question, PLAIN_BASE, SHORT, Usage())])[0] for question in questions]
+    engine.close()
+    engine = open_llama(sequences=3)
+    evaluated.clear()
+    usages = [Usage() for _ in questions]
+    streams = [engine.start(tokens, PLAIN_BASE, SHORT, usage) for tokens, usage in zip(questions, usages, strict=True)]
+    said = run(engine, streams)
+    assert sum(evaluated) < len(text) + 3 * (SHORT.max_tokens + 4), "read once, not three times"
+    for tokens, pieces, alone in zip(questions, said, expected, strict=True):
+        assert len(pieces) == len(alone)
+        assert_likely(engine, tokens, pieces, PLAIN_BASE)
+    assert [usage.reused_tokens >= len(text) for usage in usages] == [False, True, True]
+    engine.close()
+
+
+def test_who_reads_for_others_may_leave(open_llama: Any, evaluated: list[int]) -> None:
+    engine = open_llama(sequences=2)
+    tokens = engine.tokenize("word " * 100)
+    first, second = (engine.start(tokens, PLAIN_BASE, SHORT, Usage()) for _ in range(2))
+    assert second.waits
+    first.close()
+    assert run(engine, [second])[0]
+    third = engine.start([1, *tokens], PLAIN_BASE, SHORT, Usage())
+    fourth = engine.start([1, *tokens], PLAIN_BASE, SHORT, Usage())
+    evaluated.clear()
+    assert engine.advance([fourth], others_wait=True) == [None]
+    assert not evaluated, "the third reads for both, when its turn comes"
+    assert run(engine, [fourth])[0], "but alone it waits for nobody"
+    third.close()
     engine.close()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.llama.streams import LlamaStream, Portion, portions
 from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
-from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag
+from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag, common_prefix
 from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
 
 SHARE_OF_FREE = 0.25  # of the machine's free memory that a context of an adapter's own may take
@@ -78,6 +79,7 @@ class LlamaEngine(Engine):
         self.vocabulary_size = self._model.vocabulary_size
         self._crew = Crew(Threads(threads or cores()))
         self._rows, self._pace = Rows(), Pace()
+        self._streams: WeakSet[LlamaStream] = WeakSet()  # those on their way, and some that ended
         try:
             if context_length > self._model.trained_length:
                 raise UsageError(
@@ -267,9 +269,32 @@ class LlamaEngine(Engine):
         wording = Wording(self.context_length - len(tokens), sampling, usage, text_of, self._model.ends)
         waiting = list(tokens[kept:])
         stream = LlamaStream(use, usage, tag, lane, session, list(tokens), sampling, sampler, wording, waiting)
+        stream.behind, stream.awaited = self._reader_of(stream)
+        self._streams.add(stream)
         if wording.finished:
             stream.close()
         return stream
+
+    def _reader_of(self, stream: LlamaStream) -> tuple[LlamaStream | None, int]:
+        """Return who reads much of the same prompt in the same lane just now, and how many tokens of it."""
+        found: tuple[LlamaStream | None, int] = None, len(stream.session.tokens) + COPY_WORTH - 1
+        for other in self._streams:
+            if other.lane is stream.lane and not other.finished and len(other.waiting) > 1:
+                reading = Session(other.session.sequence, other.tag, other.prompt)
+                shared = min(common_prefix(reading, stream.tag, stream.prompt), len(stream.prompt) - 1)
+                found = (other, shared) if shared > found[1] else found
+        return found
+
+    def _catch_up(self, stream: LlamaStream) -> None:
+        """Take over what another one has read for both."""
+        reader, stream.behind = stream.behind, None
+        assert reader is not None
+        held = len(stream.session.tokens)
+        lent = common_prefix(reader.session, stream.tag, stream.prompt)
+        if lent - held >= COPY_WORTH:
+            place = Place(stream.session, displaces=False, common=held, donor=reader.session, lent=lent)
+            kept = self._bring_in(stream.lane, place, stream.tag, stream.prompt)
+            stream.usage.reused_tokens, stream.waiting = kept, stream.prompt[kept:]
 
     def _bring_in(self, lane: Lane, place: Place, tag: Tag, tokens: Sequence[int]) -> int:
         """Let a session hold as much of a prompt as there is anywhere, and return how many tokens that is."""
@@ -307,8 +332,13 @@ class LlamaEngine(Engine):
         self._check_open()
         lanes: dict[Lane, list[LlamaStream]] = {}
         for stream in streams:
-            if isinstance(stream, LlamaStream) and not stream.finished:
-                lanes.setdefault(stream.lane, []).append(stream)
+            if not isinstance(stream, LlamaStream) or stream.finished:
+                continue
+            if stream.waits and (others_wait or stream.behind in streams):
+                continue  # a reader that nobody advances is waited for by nobody
+            if stream.behind is not None:
+                self._catch_up(stream)
+            lanes.setdefault(stream.lane, []).append(stream)
         if any(stream.use != group[0].use for group in lanes.values() for stream in group):
             raise UsageError("answers of different adapters cannot be evaluated together")
         said: dict[LlamaStream, Piece] = {}

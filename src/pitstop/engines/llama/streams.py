@@ -25,6 +25,8 @@ class LlamaStream(Stream):
     sampler: Sampler
     wording: Wording
     waiting: list[int]  # tokens that the session must still take in: the rest of the prompt, or the last token
+    behind: "LlamaStream | None" = None  # another one that reads the same beginning now: it is copied then
+    awaited: int = 0  # tokens of the prompt that it reads for both
     finished: bool = False
     error: Exception | None = None
 
@@ -33,6 +35,12 @@ class LlamaStream(Stream):
             self.finished = True
             self.session.busy = False
             self.sampler.close()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the one that reads for both is at it still."""
+        reader = self.behind
+        return reader is not None and not reader.finished and len(reader.session.tokens) < self.awaited
 
     def fail(self, error: Exception) -> None:
         """Close it, and say why; other answers go on."""
