@@ -27,7 +27,7 @@ from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, 
 from pitstop.engines.llama.pace import Pace
 from pitstop.engines.llama.rows import Rows
 from pitstop.engines.llama.sampler import Sampler
-from pitstop.engines.llama.streams import LlamaStream, Portion, portions
+from pitstop.engines.llama.streams import LlamaStream, Portion, portions, reader_of
 from pitstop.engines.llama.threads import Threads
 from pitstop.engines.parking import Parking
 from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag, common_prefix
@@ -269,21 +269,11 @@ class LlamaEngine(Engine):
         wording = Wording(self.context_length - len(tokens), sampling, usage, text_of, self._model.ends)
         waiting = list(tokens[kept:])
         stream = LlamaStream(use, usage, tag, lane, session, list(tokens), sampling, sampler, wording, waiting)
-        stream.behind, stream.awaited = self._reader_of(stream)
+        stream.behind, stream.awaited = reader_of(stream, self._streams)
         self._streams.add(stream)
         if wording.finished:
             stream.close()
         return stream
-
-    def _reader_of(self, stream: LlamaStream) -> tuple[LlamaStream | None, int]:
-        """Return who reads much of the same prompt in the same lane just now, and how many tokens of it."""
-        found: tuple[LlamaStream | None, int] = None, len(stream.session.tokens) + COPY_WORTH - 1
-        for other in self._streams:
-            if other.lane is stream.lane and not other.finished and len(other.waiting) > 1:
-                reading = Session(other.session.sequence, other.tag, other.prompt)
-                shared = min(common_prefix(reading, stream.tag, stream.prompt), len(stream.prompt) - 1)
-                found = (other, shared) if shared > found[1] else found
-        return found
 
     def _catch_up(self, stream: LlamaStream) -> None:
         """Take over what another one has read for both."""

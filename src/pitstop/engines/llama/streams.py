@@ -1,6 +1,6 @@
 """Answers on their way on llama.cpp, and what of each is evaluated next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pitstop.engines.answer import Wording
@@ -8,7 +8,7 @@ from pitstop.engines.base import Sampling, Stream, Usage, Use
 from pitstop.engines.llama.lanes import Lane
 from pitstop.engines.llama.native import BATCH
 from pitstop.engines.llama.sampler import Sampler
-from pitstop.engines.sessions import BASE_TAG, Session, Tag
+from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Session, Tag, common_prefix
 
 
 @dataclass(eq=False)
@@ -88,3 +88,16 @@ def portions(streams: Sequence[LlamaStream], most: int, *, others_wait: bool) ->
             tag = BASE_TAG if plain else Tag(stream.tag.adapters)
             taken.setdefault(tag, []).append(Portion(stream, tokens, len(tokens) == len(stream.waiting)))
     return taken
+
+
+def reader_of(stream: LlamaStream, others: Iterable[LlamaStream]) -> tuple[LlamaStream | None, int]:
+    """Return who reads much of the same prompt in the same lane just now, and how many tokens of it."""
+    found: LlamaStream | None = None
+    most = len(stream.session.tokens) + COPY_WORTH - 1
+    for other in others:
+        if other.lane is stream.lane and not other.finished and len(other.waiting) > 1:
+            reading = Session(other.session.sequence, other.tag, other.prompt)
+            shared = min(common_prefix(reading, stream.tag, stream.prompt), len(stream.prompt) - 1)
+            if shared > most:
+                found, most = other, shared
+    return found, most
