@@ -38,7 +38,8 @@ def test_extras_are_those_of_the_metadata() -> None:
 def test_an_extra_made_of_others_needs_all_of_their_packages() -> None:
     diagnosis = doctor.examine()
     names = {package.name for package in extra_of(diagnosis, "device").packages}
-    assert names == {"llama-cpp-python", "starlette", "uvicorn"}
+    assert names >= {"llama-cpp-python", "starlette", "uvicorn"}
+    assert "torch" not in names
     assert names < {package.name for package in extra_of(diagnosis, "demo").packages}
     assert "cattrs" in {package.name for package in diagnosis.base}
     assert "torch" not in {package.name for package in diagnosis.base}
