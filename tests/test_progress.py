@@ -15,6 +15,7 @@ from pitstop import progress
 @pytest.fixture(autouse=True)
 def _loud(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("PITSTOP_PROGRESS", raising=False)
+    progress.be_quiet(False)  # a test of a command with --json may have come before
     yield
     progress.be_quiet(False)
 
