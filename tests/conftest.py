@@ -1,6 +1,6 @@
 """Fixtures every test may use: the real base model, small enough to run wherever the tests run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import gguf
@@ -38,21 +38,31 @@ def f16_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="session")
 def make_adapter(smollm2_gguf: Path) -> Callable[..., Path]:
-    """Writes a random GGUF LoRA on the queries and values of that model; ``strength`` 0 makes one without effect."""
+    """Writes a random GGUF LoRA on the queries and values of that model; ``strength`` 0 makes one without effect.
+
+    ``others`` names other tensors, with their columns and rows.
+    """
     shapes = {
         tensor.name: [int(size) for size in tensor.shape]
         for tensor in gguf.GGUFReader(smollm2_gguf).tensors
         if tensor.name.endswith(("attn_q.weight", "attn_v.weight"))
     }
 
-    def make(path: Path, seed: int, rank: int = 4, strength: float = 0.5, base_sha256: str | None = None) -> Path:
+    def make(
+        path: Path,
+        seed: int,
+        rank: int = 4,
+        strength: float = 0.5,
+        base_sha256: str | None = None,
+        others: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Path:
         random = np.random.default_rng(seed)
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 0.0)
         writer.add_string("pitstop.base_sha256", base_sha256 or sha256_file(smollm2_gguf))
-        for name, (columns, rows) in shapes.items():
+        for name, (columns, rows) in (others or shapes).items():
             a = random.normal(size=(rank, columns)) / columns**0.5
             b = random.normal(size=(rows, rank)) * strength
             writer.add_tensor(f"{name}.lora_a", a.astype(np.float32))

@@ -74,7 +74,16 @@ def test_an_adapter_is_loaded_asked_and_unloaded(board: Board, url: str, third: 
 def test_bad_adapters_are_refused_by_name(board: Board, url: str, make_adapter: Make, tmp_path: Path) -> None:
     digest = board.release.base.base_sha256
     (tmp_path / "folder").mkdir()
+
+    def on(name: str, tensor: str, columns: int, rows: int) -> Path:
+        return make_adapter(tmp_path / name, 3, base_sha256=digest, others={f"{tensor}.weight": (columns, rows)})
+
     bad = {
+        on(
+            "norm.gguf", "blk.0.attn_norm", 576, 1
+        ): "norm.gguf has the tensor blk.0.attn_norm.weight, which is no projection",
+        on("wide.gguf", "blk.0.attn_q", 2048, 2048): "wide.gguf has (2048, 4) and (4, 2048) for blk.0.attn_q.weight",
+        on("deep.gguf", "blk.40.attn_q", 576, 576): "deep.gguf changes blk.40.attn_q.weight, which the base does not",
         damage(board.adapters[ALPHA], tmp_path / "cut.gguf", 100_000): "cut.gguf",
         make_adapter(tmp_path / "other.gguf", 3, base_sha256="0" * 64): "base",
         make_adapter(tmp_path / "zero.gguf", 3, strength=0.0, base_sha256=digest): "zero.gguf changes nothing",
