@@ -372,6 +372,34 @@ def test_an_installed_file_that_rots_is_not_loaded(board: Board, tmp_path: Path)
         assert text_of(runtime, BETA) == board.expected[BETA, QUESTION]
 
 
+def test_a_base_that_rots_is_found_while_nothing_is_asked(board: Board, tmp_path: Path) -> None:
+    release = install(tmp_path, board.base, {})
+    release.base_path().chmod(0o644)
+    with release.base_path().open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\1")
+    with Runtime.from_release(release, LIMITS) as runtime:
+        wait_for(lambda: bool(runtime.faults))
+        assert "has changed since it was installed" in runtime.faults[BASE]
+        with pytest.raises(Untrusted, match="the file of the base has changed"):
+            text_of(runtime, BASE)
+
+
+def test_a_sound_base_is_checked_and_answers_go_on(board: Board) -> None:
+    steps: list[None] = []
+
+    def check() -> Iterator[None]:
+        for _ in range(3):
+            steps.append(None)
+            yield
+
+    engine = LlamaEngine(board.base, base_sha256=board.release.base.base_sha256, context_length=256, sequences=2)
+    with Runtime(engine, [ServedModel(BASE, board.release.base)], base_check=check()) as runtime:
+        wait_for(lambda: len(steps) == 3)
+        assert text_of(runtime, BASE)
+        assert runtime.faults == {}
+
+
 def test_a_fault_of_the_release_is_remembered_until_it_is_gone(board: Board, tmp_path: Path) -> None:
     good = board.adapters[ALPHA]
     path = tmp_path / "alpha.gguf"

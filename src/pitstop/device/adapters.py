@@ -14,6 +14,7 @@ from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import ServedModel, Stack, UnknownModel
+from pitstop.device.store import ROTTEN
 from pitstop.engines.base import Engine
 from pitstop.errors import BaseMismatch, BrokenInput, Busy, FormatError, NoEffect, Untrusted, UsageError
 from pitstop.files import sha256_file
@@ -264,7 +265,7 @@ class Residents:
 def _changed(model: ServedModel) -> Untrusted:
     since, cure = "it was loaded", "unload it, and load it again"
     if not model.local:
-        since, cure = "it was installed", "delete it and run `pitstop update`, which fetches it again"
+        since, cure = "it was installed", ROTTEN
     return Untrusted(f"the file of {model.name} has changed since {since}", where=model.path, cure=cure)
 
 

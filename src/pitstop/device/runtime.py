@@ -6,7 +6,7 @@ one thread that owns the engine does what is asked of it (`worker`).
 
 import dataclasses
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,12 +53,23 @@ SHARE_OF_FREE = 0.5  # of the memory that is free beside the base: what adapters
 class Runtime:
     """The models of one release, ready to answer. Any thread may call any method."""
 
-    def __init__(self, engine: Engine, served: Sequence[ServedModel], limits: Limits | None = None) -> None:
-        """Take over an engine: the runtime's own thread uses it from now on, and closes it."""
+    def __init__(
+        self,
+        engine: Engine,
+        served: Sequence[ServedModel],
+        limits: Limits | None = None,
+        *,
+        base_check: Iterator[None] | None = None,
+    ) -> None:
+        """Take over an engine: the runtime's own thread uses it from now on, and closes it.
+
+        Args:
+            base_check: goes on with each step whenever nothing is asked; what it raises ends all answers.
+        """
         self.metrics = Metrics()
         self._base = next((model for model in served if model.path is None), served[0])
         self._catalogue = Catalogue(served)
-        self._worker = Worker(engine, self._catalogue, limits or Limits(), self.metrics)
+        self._worker = Worker(engine, self._catalogue, limits or Limits(), self.metrics, base_check)
 
     @classmethod
     def from_release(cls, release: Release, limits: Limits | None = None) -> "Runtime":
@@ -87,7 +98,7 @@ class Runtime:
         if limits.adapter_budget is None and free is not None:
             limits = dataclasses.replace(limits, adapter_budget=int(free * SHARE_OF_FREE))
         adapters = [ServedModel(name, bundle, path) for name, (bundle, path) in release.adapters().items()]
-        return cls(engine, [ServedModel(base.name, base), *adapters], limits)
+        return cls(engine, [ServedModel(base.name, base), *adapters], limits, base_check=release.check_base())
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -106,8 +117,9 @@ class Runtime:
 
     @property
     def faults(self) -> dict[str, str]:
-        """Adapters of the release that could not be loaded when they were last asked for, with the reason."""
-        return self._worker.residents.faults
+        """Adapters of the release that could not be loaded when they were last asked for, or the base, with why."""
+        broken = self._worker.broken
+        return self._worker.residents.faults | ({self._base.name: broken.what} if broken else {})
 
     @property
     def requests_now(self) -> tuple[int, int]:
@@ -183,6 +195,7 @@ class Runtime:
             UsageError: there are more than ever may wait.
             QueueFull: too many requests wait.
             Stopped: the runtime is closing.
+            Untrusted: the base is not what was installed.
         """
         self._worker.queue(requests)
 

@@ -30,6 +30,8 @@ from pitstop.errors import Busy, PitstopError, RecordError, StorageError, Untrus
 from pitstop.files import storage_error
 
 RESERVE = 64 << 20  # bytes that stay free on the disk, or:
+PIECE = 4 << 20  # bytes of the base hashed at once
+ROTTEN = "delete it and run `pitstop update`, which fetches it again"
 RESERVE_SHARE = 0.05  # of what is to be fetched, if that is more
 
 
@@ -59,6 +61,24 @@ class Release:
     def base_path(self) -> Path:
         """Return the base file that runs."""
         return self.blobs / self.base.base_sha256
+
+    def check_base(self) -> Iterator[None]:
+        """Hash the base file a piece at a time; it was hashed when it came, and disks rot.
+
+        Raises:
+            Untrusted: at the end, if it is not what was installed; or it cannot be read.
+        """
+        path = self.base_path()
+        found = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(PIECE):
+                    found.update(piece)
+                    yield
+        except OSError as error:
+            raise Untrusted(f"the base cannot be read: {error.strerror}", where=path, cure=ROTTEN) from error
+        if found.hexdigest() != self.base.base_sha256:
+            raise Untrusted("the file of the base has changed since it was installed", where=path, cure=ROTTEN)
 
     def adapters(self) -> dict[str, tuple[Bundle, Path]]:
         """Return every adapter bundle, attached or merged, with its file, by name."""

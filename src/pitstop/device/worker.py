@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -32,12 +32,13 @@ from pitstop.device.request import (
 from pitstop.device.turns import Turns
 from pitstop.engines.answer import check_tokens
 from pitstop.engines.base import Engine, Piece, Use
-from pitstop.errors import BrokenInput, PitstopError, UsageError
+from pitstop.errors import BrokenInput, PitstopError, Untrusted, UsageError
 
 TURN_ALONE = 64  # steps before those that wait for anything else are looked at
 TURN_BESIDE = 8  # steps between two blocks of a prompt that is scored: about the time of such a block
 IDLE = 0.1  # seconds without a request after which the engine makes later ones faster
 JOIN_SECONDS = 1.0  # for the last token to end when the runtime closes
+DONE = object()  # no step is left
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -46,8 +47,17 @@ _log = logging.getLogger(__name__)
 class Worker:
     """A thread with an engine. Any thread may call `queue`, `cancel`, `order` and `close`; orders may call the rest."""
 
-    def __init__(self, engine: Engine, catalogue: Catalogue, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: Catalogue,
+        limits: Limits,
+        metrics: Metrics,
+        base_check: Iterator[None] | None = None,
+    ) -> None:
         """Start the thread; it closes the engine when it ends."""
+        self.broken: Untrusted | None = None  # what was found about the base: nothing is answered any more
+        self._base_check = base_check or iter(())  # goes on while nothing is asked
         self.residents = Residents(engine, limits.adapter_budget, metrics)
         self._engine = engine
         self._catalogue = catalogue
@@ -79,7 +89,10 @@ class Worker:
             UsageError: there are more than ever may wait.
             QueueFull: too many requests wait.
             Stopped: the runtime is closing.
+            Untrusted: the base is not what was installed.
         """
+        if self.broken is not None:
+            raise self.broken
         places = self._limits.sequences + self._limits.waiting
         if len(requests) > places:
             raise UsageError(f"{len(requests)} answers at once are too many", cure=f"ask for {places} at most")
@@ -201,8 +214,13 @@ class Worker:
             )
 
     def _settle(self) -> bool:
+        """Use a moment in which nothing is asked; tell whether there is more to do."""
         try:
-            return self._engine.settle()
+            return self._engine.settle() or next(self._base_check, DONE) is not DONE
+        except Untrusted as error:
+            _log.error("%s", error.what)
+            self.broken = error
+            return False
         except Exception:  # it was not asked for by anybody
             _log.exception("the engine failed while nothing was asked of it")
             return False
