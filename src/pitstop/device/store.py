@@ -74,6 +74,7 @@ class Release:
             with path.open("rb") as file:
                 while piece := file.read(PIECE):
                     found.update(piece)
+                    del piece  # it is not held while others work
                     yield
         except OSError as error:
             raise Untrusted(f"the base cannot be read: {error.strerror}", where=path, cure=ROTTEN) from error
