@@ -19,7 +19,7 @@ from pitstop.errors import BrokenInput, PitstopError, UsageError
 from pitstop.progress import progress
 from pitstop.records import load_json, save_json
 from pitstop.retention.paired import Paired
-from pitstop.retention.suite import ChatItem, ChoiceItem, Kind, Scoring, Suite, TextItem
+from pitstop.retention.suite import Ability, ChatItem, ChoiceItem, Kind, Scoring, Suite, TextItem
 
 LOGITS_BYTES = 128 << 20  # of one batch; the vocabulary is what makes them large
 BATCH_ROWS = 32
@@ -64,6 +64,7 @@ class SuiteResult:
     texts: tuple[TextScore, ...]
     excluded: tuple[str, ...]  # ids of items that do not fit the context, or have nothing to score
     trained_on: tuple[str, ...] = ()  # ids of items that were set aside, for they stand in the training rows
+    guards: Ability = "knowledge"  # which margin of the gate applies
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,14 @@ def pair(base: SuiteResult, adapted: SuiteResult) -> Paired:
         ]
     groups, baseline, changed, weights = zip(*figures, strict=True) if figures else ((), (), (), ())
     return Paired(
-        base.suite, "choice" if base.kind == "choice" else "text", groups, baseline, changed, weights, base.chance
+        base.suite,
+        "choice" if base.kind == "choice" else "text",
+        groups,
+        baseline,
+        changed,
+        weights,
+        base.chance,
+        base.guards,
     )
 
 
@@ -383,6 +391,7 @@ def _result(
         choices=tuple(choices),
         texts=tuple(texts),
         excluded=excluded,
+        guards=suite.record.guards,
     )
 
 
@@ -400,7 +409,7 @@ def _cache_path(engine: Engine, suite: Suite, cache: Path | None, use: Use, invo
     if cache is None or use.adapter is not None:
         return None
     record = suite.record
-    what = (__version__, SCORING, record.kind, record.scoring, suite.digest)
+    what = (__version__, SCORING, record.kind, record.scoring, record.guards, suite.digest)
     parts = (*what, engine.name, engine.base_sha256, engine.context_length, *invocation)
     key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
     return cache / f"{suite.name}-{key[:24]}.json"

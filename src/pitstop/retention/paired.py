@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.errors import BrokenInput
+from pitstop.retention.suite import Ability
 
 Floats = NDArray[np.float64]
 
@@ -44,6 +45,7 @@ class Paired:
     adapted: tuple[float, ...]
     weights: tuple[float, ...]  # choice and task: 1; text: bytes
     chance: float | None = None  # accuracy of guessing; choice only
+    guards: Ability = "knowledge"  # which margin applies
 
     @property
     def score(self) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from pitstop.records import from_mapping, load_json, save_json, to_mapping
 Kind = Literal["choice", "text", "chat"]
 Purpose = Literal["retention", "drift"]
 Scoring = Literal["per byte", "whole"]
+Ability = Literal["knowledge", "format", "safety", "stereotype"]
 
 RECORD = "suite.json"
 ITEMS = "items.jsonl"
@@ -45,6 +46,7 @@ class SuiteRecord:
     description: str
     chance: float | None = None  # accuracy of guessing, a fraction; None unless kind is "choice"
     scoring: Scoring = "per byte"  # what options compete with: ln p per byte, or ln p of the whole option
+    guards: Ability = "knowledge"  # which margin of the gate applies; "stereotype": no drift either way is wanted
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def make(
     description: str,
     purpose: Purpose = "retention",
     scoring: Scoring = "per byte",
+    guards: Ability = "knowledge",
 ) -> Suite:
     """Make a suite out of items; digest, count and chance follow from them.
 
@@ -127,7 +130,7 @@ def make(
     _refuse(problems, where=name)
     digest = hashlib.sha256(_lines(items)).hexdigest()
     chance = chance_level(items) if kind == "choice" else None
-    record = SuiteRecord(name, kind, purpose, digest, len(items), license, source, description, chance, scoring)
+    record = SuiteRecord(name, kind, purpose, digest, len(items), license, source, description, chance, scoring, guards)
     return Suite(record, tuple(items))
 
 
