@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pitstop.retention.gate import TASK, TASK_SCORE, Criterion, amount
+from pitstop.retention.gate import Criterion
+from pitstop.retention.wording import TASK, TASK_SCORE, amount
 
 if TYPE_CHECKING:
     from pitstop.retention.measure import Drift

@@ -14,12 +14,14 @@ from rich.table import Table
 from pitstop.engines.base import Engine
 from pitstop.errors import UsageError
 from pitstop.files import write_bytes
-from pitstop.retention.gate import Criterion, Margins, Verdict, amount, gate
+from pitstop.retention.gate import Criterion, Verdict, gate
+from pitstop.retention.margins import Margins
 from pitstop.retention.measure import Drift, SuiteResult, pair_all
 from pitstop.retention.page import page
 from pitstop.retention.paired import Paired
 from pitstop.retention.suite import Kind, Suite
 from pitstop.retention.task import Metric, TaskResult, pair_task
+from pitstop.retention.wording import amount
 
 FORMAT = 1  # of the JSON
 LIBRARIES = (
