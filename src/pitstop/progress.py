@@ -27,6 +27,12 @@ def be_quiet(quiet: bool = True) -> None:
     _quiet = quiet
 
 
+def say(text: str) -> None:
+    """Print a line beside the progress, on standard error."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(what: str, total: float, unit: str) -> Iterator[Advance]:
     """Show the progress of one piece of work of ``total`` units on standard error."""

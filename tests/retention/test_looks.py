@@ -38,8 +38,27 @@ def test_every_look_must_be_surer_than_all_together_and_the_first_the_surest() -
     assert first == pytest.approx(1 - 0.05 / 4, abs=1e-6)
 
 
-@given(st.integers(0, 300), st.sampled_from([LOOKS, (1.0,), (0.3, 1.0)]))
-def test_the_looks_see_everything_once_and_in_order(count: int, looks: tuple[float, ...]) -> None:
+@given(st.integers(0, 300), st.integers(1, 5), st.sampled_from([LOOKS, (1.0,), (0.3, 1.0)]))
+def test_the_looks_see_everything_once(count: int, size: int, looks: tuple[float, ...]) -> None:
     things = list(range(count))
-    seen = [thing for look in range(1, len(looks) + 1) for thing in part(things, looks, look)]
-    assert seen == things
+    parts = [part(things, looks, look, group=lambda thing: str(thing // size)) for look in range(1, len(looks) + 1)]
+    assert sorted(thing for seen in parts for thing in seen) == things
+    assert count == 0 or parts[0]
+
+
+def test_a_first_look_is_a_random_part_of_a_sorted_suite() -> None:
+    things = list(range(1000))
+    first = part(things, LOOKS, 1, group=str)
+    assert len(first) == 250
+    assert 420 < sum(first) / 250 < 580
+    assert first == part(things, LOOKS, 1, group=str)
+
+
+def test_groups_stay_together() -> None:
+    first, second = (part(list(range(400)), (0.5, 1.0), look, group=lambda thing: str(thing // 4)) for look in (1, 2))
+    assert not {thing // 4 for thing in first} & {thing // 4 for thing in second}
+
+
+def test_few_things_are_all_seen_at_once() -> None:
+    assert part(list(range(30)), LOOKS, 1, group=str) == list(range(30))
+    assert part(list(range(30)), LOOKS, 2, group=str) == []

@@ -132,23 +132,13 @@ def sees(suite: Paired) -> bool:
     return suite.kind != "choice" or suite.guards == "stereotype" or visible(suite) >= SEEING
 
 
-def own_margin(suite: Paired, margins: Margins) -> float:
-    """Return how much may be lost on this suite by itself."""
-    if suite.kind == "text":
-        return margins.bits_per_byte
-    by_ability = {
-        "knowledge": margins.suite_accuracy,
-        "format": margins.format,
-        "safety": margins.safety,
-        "stereotype": margins.stereotype,
-    }
-    return by_ability[suite.guards]
-
-
 def _tests(seeing: Sequence[Paired], task: Paired | None, margins: Margins) -> list[_Test]:
     knowledge = tuple(suite for suite in seeing if suite.kind == "choice" and suite.guards == "knowledge")
     tests = [_Test(ALL_CHOICES, knowledge, margins.accuracy)] if knowledge else []
-    tests += [_Test(suite.name, (suite,), own_margin(suite, margins), suite.guards == "stereotype") for suite in seeing]
+    tests += [
+        _Test(suite.name, (suite,), margins.of(suite.kind, suite.guards), suite.guards == "stereotype")
+        for suite in seeing
+    ]
     if task is not None:
         tests.append(_Test(TASK, (task,), 0.0))
         if margins.min_task_score is not None:
@@ -249,7 +239,7 @@ def _blind(suite: Paired, margins: Margins) -> Criterion:
         drop=baseline - adapted,
         lower=None,
         upper=None,
-        margin=own_margin(suite, margins),
+        margin=margins.of(suite.kind, suite.guards),
         items=len(suite.groups),
         groups=len(set(suite.groups)),
         needed=None,

@@ -10,7 +10,7 @@ Royal Statistical Society A 132, 1969, 235-244).
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TypeVar
@@ -18,9 +18,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pitstop.retention.sampling import order
+
 GRID = 601  # points that the statistic's density is followed at
 FAR = 6.0  # standard deviations below which it is not followed
 BISECTIONS = 30
+FEW = 40  # things that are not divided
 
 Thing = TypeVar("Thing")
 _above = np.vectorize(lambda x: 0.5 * math.erfc(x / math.sqrt(2)))
@@ -68,7 +71,13 @@ def _bound(
     return (low + high) / 2
 
 
-def part(things: Sequence[Thing], looks: Sequence[float], look: int) -> Sequence[Thing]:
-    """Return what a look (the first is 1) sees for the first time; the things must be in random order."""
+def part(things: Sequence[Thing], looks: Sequence[float], look: int, *, group: Callable[[Thing], str]) -> list[Thing]:
+    """Return what a look (the first is 1) sees for the first time: a random part, groups kept together where it can be.
+
+    Few things are all seen at the first look: a part of them could not be judged.
+    """
+    if len(things) < FEW:
+        return list(things) if look == 1 else []
+    shuffled = sorted(things, key=lambda thing: order(group(thing)))
     ends = [0, *(round(share * len(things)) for share in looks)]
-    return things[ends[look - 1] : ends[look]]
+    return shuffled[ends[look - 1] : ends[look]]

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 from pitstop.errors import RecordError
+from pitstop.retention.suite import Ability
 
 FRACTIONS = ("accuracy", "suite_accuracy", "format", "safety", "stereotype")
 
@@ -25,6 +26,17 @@ class Margins:
     looks: tuple[float, ...] = (0.25, 0.5, 1.0)  # share of the items seen before each verdict; rising, the last 1
     resamples: int = 4000  # of the bootstrap
     seed: int = 0  # of the bootstrap
+
+    def of(self, kind: str, guards: Ability) -> float:
+        """Return how much may be lost on one suite by itself."""
+        if kind == "text":
+            return self.bits_per_byte
+        return {
+            "knowledge": self.suite_accuracy,
+            "format": self.format,
+            "safety": self.safety,
+            "stereotype": self.stereotype,
+        }[guards]
 
 
 def check_margins(margins: Margins, *, where: object = None) -> Margins:

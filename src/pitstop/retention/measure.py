@@ -157,6 +157,24 @@ def measure(
     return tuple(result for result in found.values() if result is not None)
 
 
+def join(results: Sequence[SuiteResult], more: Sequence[SuiteResult]) -> tuple[SuiteResult, ...]:
+    """Return results with what a later look found of the same suites; suites may be in either or both."""
+    found = {result.suite: result for result in results}
+    for result in more:
+        before = found.get(result.suite)
+        found[result.suite] = result if before is None else _joined(before, result)
+    return tuple(found.values())
+
+
+def _joined(before: SuiteResult, more: SuiteResult) -> SuiteResult:
+    return replace(
+        before,
+        choices=before.choices + more.choices,
+        texts=before.texts + more.texts,
+        excluded=before.excluded + more.excluded,
+    )
+
+
 def pair(base: SuiteResult, adapted: SuiteResult) -> Paired:
     """Put the two measurements of a suite side by side.
 
@@ -410,7 +428,8 @@ def _cache_path(engine: Engine, suite: Suite, cache: Path | None, use: Use, invo
         return None
     record = suite.record
     what = (__version__, SCORING, record.kind, record.scoring, record.guards, suite.digest)
-    parts = (*what, engine.name, engine.base_sha256, engine.context_length, *invocation)
+    items = (item.id for item in suite.items)  # a look may hold a part of the suite
+    parts = (*what, engine.name, engine.base_sha256, engine.context_length, *invocation, *items)
     key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
     return cache / f"{suite.name}-{key[:24]}.json"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pitstop.retention.gate import Criterion
-from pitstop.retention.wording import TASK, TASK_SCORE, amount
+from pitstop.retention.wording import TASK, TASK_SCORE, amount, looked
 
 if TYPE_CHECKING:
     from pitstop.retention.measure import Drift
@@ -68,6 +68,8 @@ def _verdict(report: RetentionReport) -> str:
     word, sentence = HEADLINES[verdict.outcome]
     if verdict.outcome == "inconclusive" and all(criterion.outcome != "fail" for criterion in _kept(report)):
         sentence += " That is not a pass."
+    if report.look:
+        sentence += f" {looked(report.look, report.margins)}."
     lists = _list("What stands in the way", verdict.reasons) + _list("Look at this", verdict.warnings)
     return (
         f"<h1>Retention of <code>{escape(report.adapter)}</code></h1>"
@@ -92,7 +94,7 @@ def _forest(report: RetentionReport) -> str:
         '<div class="row axis"><span></span><svg role="presentation">'
         f"{_label(0.0, 'no change')}{_label(1.0, 'margin')}</svg><span></span></div>"
     )
-    confidence = f"{report.margins.confidence:.0%}"
+    confidence = f"{report.verdict.confidence:.1%}"
     return (
         "<h2>What the base lost</h2>"
         "<p class=soft>The point is the measured drop, the line its one-sided "
@@ -205,22 +207,27 @@ def _suites(report: RetentionReport) -> str:
     rows = "".join(_suite_row(suite) for suite in report.suites)
     return (
         "<h2>What was measured</h2><div class=scroll><table>"
-        "<tr><th>suite<th>items<th>excluded<th>trained on<th>guessing<th>answer margin<th>source, licence<th>digest"
+        "<tr><th>suite<th>items<th>excluded<th>trained on<th>guessing<th>forgotten, gained<th>answer margin"
+        "<th>source, licence<th>digest"
         f"</tr>{rows}</table></div>"
         "<p><small>Excluded: items that do not fit the context. Trained on: items that stand in the training rows, "
-        "and do not count. Answer margin: how much more likely the right option "
+        "and do not count. Forgotten: right without the adapter and wrong with it, in brackets what is left of it when "
+        "what guessing alone would turn is taken off; gained: the other way. Answer margin: how much more likely the right option "
         "is than the best wrong one, in nats (per byte, unless the suite scores whole options).</small></p>"
     )
 
 
 def _suite_row(suite: SuiteSummary) -> str:
     chance = "" if suite.chance is None else f"{suite.chance:.0%}"
-    margin = ""
+    margin = changed = ""
+    if suite.flips is not None:
+        found = suite.flips
+        changed = f"{found.forgotten:.1%} ({found.truly_forgotten:.1%}), {found.gained:.1%}"
     if suite.baseline_margin is not None and suite.adapted_margin is not None:
         margin = f"{suite.baseline_margin:+.3f} → {suite.adapted_margin:+.3f}"
     return (
         f"<tr><td>{escape(suite.name)}<td class=n>{suite.items}<td class=n>{suite.excluded}"
-        f"<td class=n>{suite.trained_on}<td class=n>{chance}<td class=n>{margin}"
+        f"<td class=n>{suite.trained_on}<td class=n>{chance}<td class=n>{changed}<td class=n>{margin}"
         f"<td>{escape(suite.source)}<br><small>{escape(suite.license)}</small>"
         f'<td><code title="{escape(suite.digest)}">{escape(suite.digest[:12])}</code></tr>'
     )

@@ -14,6 +14,7 @@ from rich.table import Table
 from pitstop.engines.base import Engine
 from pitstop.errors import UsageError
 from pitstop.files import write_bytes
+from pitstop.retention.flips import Flips, flips
 from pitstop.retention.gate import Criterion, Verdict, gate
 from pitstop.retention.margins import Margins
 from pitstop.retention.measure import Drift, SuiteResult, pair_all
@@ -21,9 +22,9 @@ from pitstop.retention.page import page
 from pitstop.retention.paired import Paired
 from pitstop.retention.suite import Kind, Suite
 from pitstop.retention.task import Metric, TaskResult, pair_task
-from pitstop.retention.wording import amount
+from pitstop.retention.wording import amount, looked
 
-FORMAT = 1  # of the JSON
+FORMAT = 2  # of the JSON
 LIBRARIES = (
     "pitstop",
     "numpy",
@@ -52,6 +53,7 @@ class SuiteSummary:
     adapted: float
     baseline_margin: float | None  # choice: mean of the right option over the best wrong one, nats (per byte)
     adapted_margin: float | None  # moves before accuracy does
+    flips: Flips | None  # answers that changed; None for texts
     trained_on: int = 0  # items that were set aside, for they stand in the training rows
 
 
@@ -96,6 +98,7 @@ class RetentionReport:
     verdict: Verdict
     paired: tuple[Paired, ...]  # per item: what the gate judged
     paired_task: Paired | None
+    look: int = 0  # which of the margins' looks decided, from 1; 0: everything was looked at once
     artifact_sha256: str | None = None  # of the file that ships, if that was measured; None: the trained adapter
 
 
@@ -120,12 +123,14 @@ def make_report(
     scale: float = 1.0,
     margins: Margins | None = None,
     inputs: str = "",
+    look: int = 0,
     artifact_sha256: str | None = None,
 ) -> RetentionReport:
     """Judge what was measured, and write down what it was measured on.
 
     Args:
         adapter_sha256: digest of the trained weights.
+        look: which of the margins' looks this is, from 1; 0 if everything is looked at once.
         artifact_sha256: digest of the file that was loaded, if it was made from them to be shipped.
 
     Raises:
@@ -153,9 +158,10 @@ def make_report(
         drift=drift,
         task=_task_summary(measured.task_base, measured.task_adapted),
         margins=margins,
-        verdict=gate(paired, paired_task, {probe.suite: probe.mean for probe in drift}, margins),
+        verdict=gate(paired, paired_task, {probe.suite: probe.mean for probe in drift}, margins, look=look),
         paired=paired,
         paired_task=paired_task,
+        look=look,
         artifact_sha256=artifact_sha256,
     )
 
@@ -167,7 +173,7 @@ def regate(report: RetentionReport) -> Verdict:
         BrokenInput, RecordError: as for `gate`.
     """
     drift = {probe.suite: probe.mean for probe in report.drift}
-    return gate(report.paired, report.paired_task, drift, report.margins)
+    return gate(report.paired, report.paired_task, drift, report.margins, look=report.look)
 
 
 def write_html(report: RetentionReport, path: Path) -> None:
@@ -194,6 +200,14 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
         outcome = f"[{color.get(criterion.outcome, 'dim')}]{criterion.outcome}[/]"
         table.add_row(*map(escape, _cells(criterion)), outcome)
     console.print(table)
+    if report.look:
+        said = f"{looked(report.look, report.margins)}; bounds are one-sided, each with {verdict.confidence:.1%} confidence"
+        console.print(said, highlight=False)
+    for summary in report.suites:
+        if summary.flips is not None and summary.flips.churn:
+            found = summary.flips
+            said = f"{found.forgotten:.1%} of the items forgotten ({found.truly_forgotten:.1%} beyond chance)"
+            console.print(f"{summary.name}: {said}, {found.gained:.1%} gained", highlight=False, markup=False)
     for suite in report.suites:
         if suite.trained_on:
             said = f"{suite.trained_on} items stand in the training rows and do not count"
@@ -244,6 +258,7 @@ def _summaries(measured: Measured, paired: Sequence[Paired]) -> tuple[SuiteSumma
                 adapted=pair.score[1],
                 baseline_margin=_margin(base),
                 adapted_margin=_margin(adapted),
+                flips=flips(pair) if pair.kind == "choice" else None,
                 trained_on=len(base.trained_on),
             )
         )

@@ -74,6 +74,12 @@ def _failure(criterion: Criterion) -> str:
     return f"surely more than its margin of {amount(criterion.margin, criterion.unit, sign=False)}"
 
 
+def looked(look: int, margins: Margins) -> str:
+    """Say how much was looked at for a verdict."""
+    share = margins.looks[look - 1]
+    return f"Look {look} of {len(margins.looks)}, {share:.0%} of the items"
+
+
 def warnings(drift: Mapping[str, float], blind: Sequence[Paired], margins: Margins) -> tuple[str, ...]:
     """Say what does not stand in the way of a pass, but ought to be looked at."""
     found = [
