@@ -212,8 +212,9 @@ def _suites(report: RetentionReport) -> str:
         f"</tr>{rows}</table></div>"
         "<p><small>Excluded: items that do not fit the context. Trained on: items that stand in the training rows, "
         "and do not count. Forgotten: right without the adapter and wrong with it, in brackets what is left of it when "
-        "what guessing alone would turn is taken off; gained: the other way. Answer margin: how much more likely the right option "
-        "is than the best wrong one, in nats (per byte, unless the suite scores whole options).</small></p>"
+        "what guessing alone would turn is taken off; gained: the other way. Answer margin: how much more likely the "
+        "right option is than the best wrong one, in nats (per byte, unless the suite scores whole options)."
+        "</small></p>"
     )
 
 

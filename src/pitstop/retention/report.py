@@ -201,8 +201,8 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
         table.add_row(*map(escape, _cells(criterion)), outcome)
     console.print(table)
     if report.look:
-        said = f"{looked(report.look, report.margins)}; bounds are one-sided, each with {verdict.confidence:.1%} confidence"
-        console.print(said, highlight=False)
+        sure = f"bounds are one-sided, each with {verdict.confidence:.1%} confidence"
+        console.print(f"{looked(report.look, report.margins)}; {sure}", highlight=False)
     for summary in report.suites:
         if summary.flips is not None and summary.flips.churn:
             found = summary.flips
