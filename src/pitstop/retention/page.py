@@ -192,7 +192,16 @@ def _drift(report: RetentionReport) -> str:
         "<h2>How far it moved from the base</h2>"
         "<p class=soft>KL(base‖adapted) in nats per token, averaged over documents. It warns and does not judge.</p>"
         "<div class=scroll><table><tr><th>probe<th>mean<th>median<th>largest<th>documents<th></tr>"
-        f"{rows}</table></div>"
+        f"{rows}</table></div>{_displacement(report)}"
+    )
+
+
+def _displacement(report: RetentionReport) -> str:
+    if report.displacement is None:
+        return ""
+    return (
+        f"<p>F<sub>Δ</sub> = {report.displacement:.3f}: what the adapter adds to the output of a matrix, as a share of "
+        "the length of what goes in, on general text under the plain base.</p>"
     )
 
 

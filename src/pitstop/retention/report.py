@@ -99,6 +99,7 @@ class RetentionReport:
     paired: tuple[Paired, ...]  # per item: what the gate judged
     paired_task: Paired | None
     look: int = 0  # which of the margins' looks decided, from 1; 0: everything was looked at once
+    displacement: float | None = None  # F_delta: mean |dW x| / |x| on general text; None: the engine cannot tell
     artifact_sha256: str | None = None  # of the file that ships, if that was measured; None: the trained adapter
 
 
@@ -124,6 +125,7 @@ def make_report(
     margins: Margins | None = None,
     inputs: str = "",
     look: int = 0,
+    displacement: float | None = None,
     artifact_sha256: str | None = None,
 ) -> RetentionReport:
     """Judge what was measured, and write down what it was measured on.
@@ -131,6 +133,7 @@ def make_report(
     Args:
         adapter_sha256: digest of the trained weights.
         look: which of the margins' looks this is, from 1; 0 if everything is looked at once.
+        displacement: F_delta on general text, if it was measured.
         artifact_sha256: digest of the file that was loaded, if it was made from them to be shipped.
 
     Raises:
@@ -162,6 +165,7 @@ def make_report(
         paired=paired,
         paired_task=paired_task,
         look=look,
+        displacement=displacement,
         artifact_sha256=artifact_sha256,
     )
 
@@ -214,6 +218,8 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
             console.print(f"{suite.name}: {said}", highlight=False, markup=False)
     for probe in report.drift:
         console.print(f"KL to the base, {probe.suite}: {probe.mean:.3f} nats per token", highlight=False)
+    if report.displacement is not None:
+        console.print(f"F_delta on general text: {report.displacement:.3f}", highlight=False)
     if report.task is not None:
         old, new = report.task.baseline, report.task.adapted
         said = f"exact {old.exact:.1%} → {new.exact:.1%}"

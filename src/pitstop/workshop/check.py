@@ -19,12 +19,13 @@ from pitstop.retention.measure import drift, join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.plan import shortages
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
-from pitstop.retention.suite import Suite, load_all
+from pitstop.retention.suite import Suite, TextItem, load_all
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spread
+from pitstop.workshop.displacement import displacement
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped
@@ -32,6 +33,7 @@ from pitstop.workshop.shipped import Shipped, load_shipped
 REPORT_FILE = "retention.json"
 PAGE_FILE = "retention.html"
 CONTEXT = 1024  # tokens an item may have
+DISPLACED = 16  # texts that F_delta is measured on
 EngineName = Literal["torch", "llama"]
 
 
@@ -128,6 +130,7 @@ def _judge(subject: _Subject, recipe: Recipe, identity: adapters.Identity, input
     """Measure look by look until the verdict is clear, or there is nothing more to look at."""
     looks = recipe.check.margins.looks
     measured = _first(subject)
+    moved = _displacement(subject)
     for look in range(1, len(looks) + 1):
         measured = _further(subject, measured, looks, look)
         report = make_report(
@@ -139,6 +142,7 @@ def _judge(subject: _Subject, recipe: Recipe, identity: adapters.Identity, input
             margins=recipe.check.margins,
             inputs=inputs,
             look=look if len(looks) > 1 else 0,
+            displacement=moved,
             artifact_sha256=subject.ships.artifact.sha256 if subject.ships else None,
         )
         if report.verdict.outcome != "inconclusive":
@@ -146,6 +150,14 @@ def _judge(subject: _Subject, recipe: Recipe, identity: adapters.Identity, input
         if look < len(looks):
             say(f"not decided by {looks[look - 1]:.0%} of the items, looking at {looks[look]:.0%}")
     return report
+
+
+def _displacement(subject: _Subject) -> float | None:
+    texts = [item.text for suite in subject.suites if suite.record.purpose == "drift" for item in suite.of(TextItem)]
+    if not texts or not isinstance(subject.engine, TorchEngine) or subject.invocation:
+        return None  # an activated adapter moves nothing where it does not act
+    rows = [subject.engine.tokenize(text)[:CONTEXT] for text in texts[:DISPLACED]]
+    return displacement(subject.engine, subject.recipe.name, rows, subject.recipe.scale)
 
 
 def _first(subject: _Subject) -> Measured:
