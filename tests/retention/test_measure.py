@@ -77,7 +77,7 @@ def test_the_order_of_items_and_batches_changes_no_figure(
     engine: BigramEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = measure(engine, ALL)
-    monkeypatch.setattr("pitstop.retention.measure.BATCH_ROWS", 1)
+    monkeypatch.setattr("pitstop.retention.scoring.BATCH_ROWS", 1)
     assert measure(engine, ALL) == at_once
 
 
