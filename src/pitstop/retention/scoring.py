@@ -192,16 +192,16 @@ def score(
     Raises:
         BrokenInput: the model gives no finite number for some item.
     """
-    flat = [(at, number) for at, item in enumerate(items) for number in range(len(item.rows))]
+    # Like lengths together, for an engine that pads; rows of an item together, for one that reads what they share once.
+    order = sorted(range(len(items)), key=lambda at: -max(len(row.tokens) for row in items[at].rows))
+    flat = [(at, number) for at in order for number in range(len(items[at].rows))]
     rows = [items[at].rows[number] for at, number in flat]
     found: list[dict[int, Likelihood]] = [{} for _ in items]
-    for batch in batches(engine, rows):
-        for index, logits in zip(batch, logits_of(engine, [rows[index] for index in batch], use), strict=True):
-            at, number = flat[index]
-            for place, span in enumerate(items[at].spans):
-                if span.row == number:
-                    found[at][place] = _likelihood(logits, span.tokens, items[at].item.id)
-            advance(len(rows[index].tokens))
+    for (at, number), row, logits in zip(flat, rows, logits_of(engine, rows, use), strict=True):
+        for place, span in enumerate(items[at].spans):
+            if span.row == number:
+                found[at][place] = _likelihood(logits, span.tokens, items[at].item.id)
+        advance(len(row.tokens))
     return [tuple(spans[place] for place in range(len(spans))) for spans in found]
 
 
