@@ -26,8 +26,9 @@ from pitstop.engines.torch import TorchEngine
 from pitstop.files import write_bytes
 from pitstop.progress import say
 from pitstop.retention import builders
+from pitstop.retention.drift import drift
 from pitstop.retention.looks import part
-from pitstop.retention.measure import SuiteResult, drift, measure
+from pitstop.retention.measure import SuiteResult, measure
 from pitstop.retention.suite import Suite, load_all
 from pitstop.workshop import base_model
 from pitstop.workshop.check import CONTEXT

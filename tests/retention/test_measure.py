@@ -13,8 +13,9 @@ from pitstop.engines.base import Use, log_softmax
 from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file
 from pitstop.retention import builders
+from pitstop.retention.drift import drift
 from pitstop.retention.gate import gate
-from pitstop.retention.measure import drift, measure, pair, pair_all
+from pitstop.retention.measure import measure, pair, pair_all
 from pitstop.retention.suite import ChoiceItem, TextItem, make
 
 PROMPTING = Prompting(

@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from pitstop import __version__
 from pitstop.bundle.manifest import Prompting
-from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Use, divergence
-from pitstop.engines.template import render
+from pitstop.engines.base import PLAIN_BASE, Engine, Use
 from pitstop.errors import PitstopError, UsageError
 from pitstop.progress import progress
 from pitstop.records import load_json, save_json, to_json
 from pitstop.retention import answering, scoring
 from pitstop.retention.paired import Paired
-from pitstop.retention.scoring import ChoiceScore, Prepared, Row, TextScore
-from pitstop.retention.suite import Ability, AnswerItem, ChatItem, ChoiceItem, ClozeItem, Item, Kind, Suite, TextItem
+from pitstop.retention.scoring import ChoiceScore, Prepared, TextScore
+from pitstop.retention.suite import Ability, ChoiceItem, ClozeItem, Kind, Suite, TextItem
 
 SCORING = 2  # rises when the same items would score otherwise: cached figures of before are not used
 
@@ -40,31 +37,6 @@ class SuiteResult:
     excluded: tuple[str, ...]  # ids of items that do not fit the context, or have nothing to score
     trained_on: tuple[str, ...] = ()  # ids of items that were set aside, for they stand in the training rows
     guards: Ability = "knowledge"  # which margin of the gate applies
-
-
-@dataclass(frozen=True)
-class DocumentDrift:
-    """How far the adapted model's predictions are from the base's on one document."""
-
-    id: str
-    group: str
-    kl: float  # KL(base || adapted), mean over the scored positions, nats per token
-    tokens: int  # scored positions
-
-
-@dataclass(frozen=True)
-class Drift:
-    """KL to the base on one probe."""
-
-    suite: str
-    digest: str  # of the probe
-    documents: tuple[DocumentDrift, ...]
-    excluded: tuple[str, ...]
-
-    @property
-    def mean(self) -> float:
-        """KL per token, averaged over documents; nan without any."""
-        return float(np.mean([document.kl for document in self.documents])) if self.documents else math.nan
 
 
 @dataclass(frozen=True)
@@ -183,75 +155,6 @@ def pair_all(base: Sequence[SuiteResult], adapted: Sequence[SuiteResult]) -> tup
     if [result.suite for result in base] != [result.suite for result in adapted]:
         raise UsageError("the base and the adapter were not measured on the same suites", cure="measure both again")
     return tuple(pair(one, other) for one, other in zip(base, adapted, strict=True))
-
-
-def drift(
-    engine: Engine, suites: Sequence[Suite], use: Use, prompting: Prompting, *, invocation: Sequence[int] = ()
-) -> tuple[Drift, ...]:
-    """Measure KL(base || adapted) over the whole vocabulary on every drift probe.
-
-    Chat probes are rendered with the base's own template, and only the reply's positions count.
-
-    Raises:
-        UsageError: no such adapter, or the template refuses a chat.
-        BrokenInput: the model gives no finite number for some document.
-    """
-    probes = [suite for suite in suites if suite.record.purpose == "drift"]
-    rows = {probe.name: _probe_rows(engine, probe, prompting, invocation) for probe in probes}
-    total = sum(len(row.tokens) for found, _ in rows.values() for row in found.values())
-    found = []
-    with progress(f"KL to the base, {use.adapter or 'base'}", total, "tokens") as advance:
-        for probe in probes:
-            fitting, excluded = rows[probe.name]
-            divergences = {}
-            names = list(fitting)
-            for batch in scoring.batches(engine, [fitting[name] for name in names]):
-                picked = [fitting[names[at]] for at in batch]
-                base = list(scoring.logits_of(engine, picked, PLAIN_BASE))
-                for at, before, after in zip(batch, base, scoring.logits_of(engine, picked, use), strict=True):
-                    divergences[names[at]] = _kl(before, after, names[at])
-                    advance(len(fitting[names[at]].tokens), probe.name)
-            documents = tuple(
-                DocumentDrift(item.id, item.group, *divergences[item.id])
-                for item in probe.items
-                if item.id in divergences
-            )
-            found.append(Drift(probe.name, probe.digest, documents, excluded))
-    return tuple(found)
-
-
-def _kl(base: Logits, adapted: Logits, name: str) -> tuple[float, int]:
-    per_token = divergence(base, adapted)
-    value = float(per_token.mean())
-    if not math.isfinite(value):
-        raise scoring.not_finite(name)
-    return value, len(per_token)
-
-
-def _probe_rows(
-    engine: Engine, probe: Suite, prompting: Prompting, invocation: Sequence[int]
-) -> tuple[dict[str, Row], tuple[str, ...]]:
-    fitting, excluded = {}, []
-    for item in probe.items:
-        row = _probe_row(engine, item, prompting)
-        row = row.invoked(invocation)
-        if row.first < len(row.tokens) <= engine.context_length:
-            fitting[item.id] = row
-        else:
-            excluded.append(item.id)
-    return fitting, tuple(excluded)
-
-
-def _probe_row(engine: Engine, item: Item, prompting: Prompting) -> Row:
-    match item:
-        case ChatItem():
-            prompt = engine.tokenize(render(prompting, [{"role": "user", "content": item.prompt}]))
-            return Row((*prompt, *engine.tokenize(item.reply))[:-1], len(prompt) - 1)
-        case TextItem():
-            given = engine.tokenize(item.given)
-            return Row((*given, *engine.tokenize(item.text)), len(given))
-        case ChoiceItem() | ClozeItem() | AnswerItem():
-            return Row(tuple(engine.tokenize(item.prompt)), 0)
 
 
 def _prepare(engine: Engine, suite: Suite, invocation: Sequence[int], prompting: Prompting | None) -> _Work:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pitstop.errors import DatasetError
-from pitstop.retention.measure import Drift, SuiteResult
+from pitstop.retention.drift import Drift
+from pitstop.retention.measure import SuiteResult
 from pitstop.retention.suite import AnswerItem, ChatItem, ChoiceItem, ClozeItem, Item, Suite, TextItem
 
 OVERLAP = 13  # words in a row that count as the same text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from pitstop.retention.gate import Criterion
 from pitstop.retention.wording import TASK, TASK_SCORE, amount, looked
 
 if TYPE_CHECKING:
-    from pitstop.retention.measure import Drift
+    from collections.abc import Sequence
+
+    from pitstop.retention.drift import Drift, ScalePoint
     from pitstop.retention.report import RetentionReport, SuiteSummary, TaskSummary
 
 # The forest plot's axis, in margins: 0 is "no change", 1 is "as much as may be lost".
@@ -47,6 +50,9 @@ border-top:1px solid var(--line)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-top:1px solid var(--line);vertical-align:top}
 td.n{font-variant-numeric:tabular-nums}th,td.n,td:first-child,td code{white-space:nowrap}code{font-size:.85em}
+.plots{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}figure{margin:.5rem 0}
+figure svg{width:100%;height:9rem;overflow:visible;padding:0 .5rem;box-sizing:border-box}
+@media(max-width:40rem){.plots{grid-template-columns:1fr}}
 @media(max-width:40rem){.row{grid-template-columns:1fr}.row .name{font-weight:600}}
 """
 
@@ -192,7 +198,38 @@ def _drift(report: RetentionReport) -> str:
         "<h2>How far it moved from the base</h2>"
         "<p class=soft>KL(base‖adapted) in nats per token, averaged over documents. It warns and does not judge.</p>"
         "<div class=scroll><table><tr><th>probe<th>mean<th>median<th>largest<th>documents<th></tr>"
-        f"{rows}</table></div>{_displacement(report)}"
+        f"{rows}</table></div>{_displacement(report)}{_curve(report.curve)}"
+    )
+
+
+def _curve(curve: Sequence[ScalePoint]) -> str:
+    """Plot what a smaller scale would forget, and what it would unlearn."""
+    if not curve:
+        return ""
+    plots = [_plot("KL to the base", [(point.scale, point.kl) for point in curve], "fail")]
+    learned = [(point.scale, point.task) for point in curve if point.task is not None]
+    if learned:
+        plots.append(_plot("loss on the task's answers", learned, "adapted"))
+    return (
+        "<h2>What a smaller scale would do</h2><p class=soft>Nats per token at parts of the scale, on a part of the "
+        f"probes and of the task's rows. At 0 it is the base.</p><div class=plots>{''.join(plots)}</div>"
+    )
+
+
+def _plot(title: str, points: Sequence[tuple[float, float]], color: str) -> str:
+    highest = max((value for _, value in points), default=0.0) or 1.0
+    places = [(100 * scale, 90 - 80 * value / highest) for scale, value in points]
+    lines = "".join(
+        f'<line x1="{x:.1f}%" y1="{y:.1f}%" x2="{after_x:.1f}%" y2="{after_y:.1f}%" stroke="var(--{color})" '
+        'stroke-width="2"/>'
+        for (x, y), (after_x, after_y) in itertools.pairwise(places)
+    )
+    dots = "".join(f'<circle cx="{x:.1f}%" cy="{y:.1f}%" r="4" fill="var(--{color})"/>' for x, y in places)
+    said = ", ".join(f"{scale:g}: {value:.3f}" for scale, value in points)
+    return (
+        f'<figure><figcaption>{title}</figcaption><svg role="img" aria-label="{title}: {said}">'
+        f'<line x1="0" y1="90%" x2="100%" y2="90%" stroke="var(--line)"/>{lines}{dots}</svg>'
+        f"<small>{said}</small></figure>"
     )
 
 

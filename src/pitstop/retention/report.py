@@ -14,10 +14,11 @@ from rich.table import Table
 from pitstop.engines.base import Engine
 from pitstop.errors import UsageError
 from pitstop.files import write_bytes
+from pitstop.retention.drift import Drift, ScalePoint
 from pitstop.retention.flips import Flips, flips
 from pitstop.retention.gate import Criterion, Verdict, gate
 from pitstop.retention.margins import Margins
-from pitstop.retention.measure import Drift, SuiteResult, pair_all
+from pitstop.retention.measure import SuiteResult, pair_all
 from pitstop.retention.page import page
 from pitstop.retention.paired import Paired
 from pitstop.retention.suite import Kind, Suite
@@ -99,6 +100,7 @@ class RetentionReport:
     paired: tuple[Paired, ...]  # per item: what the gate judged
     paired_task: Paired | None
     look: int = 0  # which of the margins' looks decided, from 1; 0: everything was looked at once
+    curve: tuple[ScalePoint, ...] = ()  # what a smaller scale would do; none: the adapter has one scale
     displacement: float | None = None  # F_delta: mean |dW x| / |x| on general text; None: the engine cannot tell
     artifact_sha256: str | None = None  # of the file that ships, if that was measured; None: the trained adapter
 
@@ -113,6 +115,7 @@ class Measured:
     drift: Sequence[Drift]
     task_base: TaskResult | None = None
     task_adapted: TaskResult | None = None
+    curve: Sequence[ScalePoint] = ()
 
 
 def make_report(
@@ -165,6 +168,7 @@ def make_report(
         paired=paired,
         paired_task=paired_task,
         look=look,
+        curve=tuple(measured.curve),
         displacement=displacement,
         artifact_sha256=artifact_sha256,
     )
@@ -218,6 +222,10 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
             console.print(f"{suite.name}: {said}", highlight=False, markup=False)
     for probe in report.drift:
         console.print(f"KL to the base, {probe.suite}: {probe.mean:.3f} nats per token", highlight=False)
+    for point in report.curve:
+        unlearned = "" if point.task is None else f", loss on the task's answers {point.task:.3f}"
+        said = f"at {point.scale:g} of its scale: KL to the base {point.kl:.3f}{unlearned} nats per token"
+        console.print(said, highlight=False)
     if report.displacement is not None:
         console.print(f"F_delta on general text: {report.displacement:.3f}", highlight=False)
     if report.task is not None:

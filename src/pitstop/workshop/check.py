@@ -14,8 +14,9 @@ from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.progress import say
+from pitstop.retention.drift import drift, scale_curve
 from pitstop.retention.looks import part
-from pitstop.retention.measure import drift, join, measure
+from pitstop.retention.measure import join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.plan import shortages
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
@@ -167,7 +168,10 @@ def _first(subject: _Subject) -> Measured:
         base = _base_task(engine, recipe, rows, subject.cache)
     adapted = measure_task(engine, rows, subject.use, metric=recipe.check.metric, sampling=sampling(recipe))
     moved = drift(engine, subject.suites, subject.use, subject.prompting, invocation=subject.invocation)
-    return Measured(subject.suites, (), (), moved, base, adapted)
+    scales = not (subject.ships and recipe.export.delivery == "merged")  # a merged model has one
+    settings = subject.prompting, rows
+    curve = scale_curve(engine, subject.suites, subject.use, *settings, invocation=subject.invocation) if scales else ()
+    return Measured(subject.suites, (), (), moved, base, adapted, curve)
 
 
 def _further(subject: _Subject, measured: Measured, looks: Sequence[float], look: int) -> Measured:
