@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -181,10 +182,12 @@ def _further(subject: _Subject, measured: Measured, looks: Sequence[float], look
         for suite in subject.suites
     ]
     parts = [suite for suite in parts if suite.items]
-    engine, invocation = subject.engine, subject.invocation
+    score = partial(
+        measure, subject.engine, parts, cache=subject.cache, invocation=subject.invocation, prompting=subject.prompting
+    )
     with exclusive(subject.cache, wait=True):
-        base = measure(engine, parts, cache=subject.cache, invocation=invocation)
-    adapted = measure(engine, parts, subject.use, invocation=invocation)
+        base = score()
+    adapted = score(subject.use)
     return replace(measured, base=join(measured.base, base), adapted=join(measured.adapted, adapted))
 
 
