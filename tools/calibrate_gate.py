@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from calibration_report import report
 from zoo import Specimen, build_data, zoo
 
 from pitstop.bundle.manifest import BaseRef
@@ -49,7 +50,13 @@ def main() -> None:
     measuring.add_argument("--only", default="", metavar="PATTERN", help="names, as a regular expression")
     measuring.add_argument("--train-only", action="store_true")
     measuring.add_argument("--threads", type=int)
+    reporting = commands.add_parser("report", help="judge the gate by what was measured")
+    reporting.add_argument("results", type=Path, nargs="+")
+    reporting.add_argument("--to", type=Path, required=True, metavar="FILE")
     given = options.parse_args()
+    if given.command == "report":
+        given.to.write_text(report(given.results), encoding="utf-8")
+        return
     chosen = [specimen for specimen in zoo() if re.search(given.only, specimen.name)]
     if not SUITES.is_dir():
         builders.build(SUITES)
