@@ -295,3 +295,12 @@ def test_an_early_look_must_be_surer_than_one_that_sees_everything_at_once() -> 
 def test_looks_must_rise_to_all_items(looks: tuple[float, ...]) -> None:
     with pytest.raises(RecordError, match="looks"):
         check_margins(Margins(looks=looks))
+
+
+@pytest.mark.parametrize("name", ["truthfulqa", "truthful_qa-mc1", "TruthfulQA"])
+def test_truthfulqa_rises_with_forgetting_and_does_not_count(name: str) -> None:
+    verdict = gate([*healthy(), accuracy(name, items=400, lost=90)], learned(), {})
+    assert verdict.outcome == "pass"
+    assert named(verdict, name).outcome == "blind"
+    assert named(verdict, ALL_CHOICES).items == 649
+    assert "rises the more" in verdict.warnings[0]

@@ -26,7 +26,7 @@ from pitstop.retention.looks import confidences
 from pitstop.retention.margins import Margins, check_margins
 from pitstop.retention.paired import Drop, Paired, check_paired
 from pitstop.retention.suite import Ability
-from pitstop.retention.wording import TASK, TASK_SCORE, advice, blind_words, warnings, words
+from pitstop.retention.wording import TASK, TASK_SCORE, advice, blind_words, misleads, warnings, words
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 CriterionOutcome = Literal["pass", "fail", "inconclusive", "blind"]
@@ -129,6 +129,8 @@ def visible(suite: Paired) -> float:
 
 def sees(suite: Paired) -> bool:
     """Return whether a suite could show that something was forgotten; drift of stereotypes shows at any level."""
+    if misleads(suite):
+        return False
     return suite.kind != "choice" or suite.guards == "stereotype" or visible(suite) >= SEEING
 
 

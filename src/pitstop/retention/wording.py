@@ -33,8 +33,18 @@ def words(criterion: Criterion, *, enough: bool) -> str:
     return f"{said}; not decided by {criterion.items:,} items, about {criterion.needed:,} would (4 times out of 5)"
 
 
+def misleads(suite: Paired) -> bool:
+    """Return whether a suite is known to rise with forgetting.
+
+    TruthfulQA does: over 1,035 LoRA runs its score was the higher, the more else was forgotten (UIOrthoLoRA).
+    """
+    return "truthfulqa" in suite.name.lower().replace("_", "").replace("-", "")
+
+
 def blind_words(suite: Paired) -> str:
     """Say why a suite does not count."""
+    if misleads(suite):
+        return f"{suite.name}: TruthfulQA rises the more a model forgets, so it says nothing here; it does not count"
     return (
         f"{suite.name}: blind. The base itself has {suite.score[0]:.1%} where guessing gives {suite.chance or 0:.1%}, "
         "so there is nothing here that could be forgotten; it does not count"
@@ -88,7 +98,11 @@ def warnings(drift: Mapping[str, float], blind: Sequence[Paired], margins: Margi
         for name, value in drift.items()
         if not value <= margins.kl_warn
     ]
-    return (*found, *(f"{suite.name} is blind for this base and was not counted" for suite in blind))
+    return (*found, *(_uncounted(suite) for suite in blind))
+
+
+def _uncounted(suite: Paired) -> str:
+    return blind_words(suite) if misleads(suite) else f"{suite.name} is blind for this base and was not counted"
 
 
 def advice(criteria: Sequence[Criterion], missing: Sequence[str]) -> tuple[str, ...]:
