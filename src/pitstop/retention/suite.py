@@ -24,6 +24,7 @@ may look at a quarter first.
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -219,6 +220,11 @@ def load(folder: Path) -> Suite:
     return Suite(record, tuple(items))
 
 
+def default_folder() -> Path:
+    """Return the folder of the small suites that are part of pitstop, for whoever has built none."""
+    return Path(__file__).parent / "default"
+
+
 def load_all(folder: Path) -> list[Suite]:
     """Read every suite below a folder, in the order of their names.
 
@@ -240,7 +246,7 @@ def chance_level(kind: Kind, items: Sequence[Item]) -> float | None:
     if kind in ("text", "chat"):
         return None
     shares = [1 / len(item.options) for item in items if isinstance(item, ChoiceItem)]
-    return sum(shares) / len(shares) if shares else 0.0
+    return math.fsum(shares) / len(shares) if shares else 0.0
 
 
 def _lines(items: Sequence[Item]) -> bytes:

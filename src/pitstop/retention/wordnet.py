@@ -1,14 +1,11 @@
 """Nouns and their definitions out of WordNet's own files, wherever this machine can get them."""
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pitstop.errors import BrokenInput
-from pitstop.packages import cache_folder
+from pitstop.retention import debian
 
 INSTALLED = Path("/usr/share/wordnet")
 PACKAGE = "wordnet-base"
@@ -31,37 +28,9 @@ def find() -> Path:
     Raises:
         BrokenInput: WordNet is not installed, and this system cannot fetch it.
     """
-    unpacked = cache_folder() / "wordnet"
-    for folder in (INSTALLED, unpacked / "usr/share/wordnet"):
-        if (folder / "data.noun").is_file() and (folder / "index.noun").is_file():
-            return folder
-    _download(unpacked)
-    return unpacked / "usr/share/wordnet"
-
-
-def _download(target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        # apt checks the package against the signed list of the distribution.
-        _run(["apt-get", "download", "--quiet", PACKAGE], folder)
-        package = next(Path(folder).glob("*.deb"), None)
-        if package is None:
-            raise BrokenInput(f"apt-get fetched no {PACKAGE} package")
-        _run(["dpkg-deb", "-x", package.name, "unpacked"], folder)
-        if not (Path(folder) / "unpacked/usr/share/wordnet/data.noun").is_file():
-            raise BrokenInput(f"the {PACKAGE} package holds no data.noun")
-        (Path(folder) / "unpacked").rename(target)
-
-
-def _run(command: list[str], folder: str) -> None:
-    cure = f"install the Debian package {PACKAGE}, or do without this suite"
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BrokenInput(f"WordNet is not installed, and {command[0]} cannot fetch it: {error}", cure=cure) from error
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or ["no reason given"]
-        raise BrokenInput(f"WordNet is not installed, and {command[0]} cannot fetch it: {words[-1]}", cure=cure)
+    if (INSTALLED / "data.noun").is_file() and (INSTALLED / "index.noun").is_file():
+        return INSTALLED
+    return debian.unpacked(PACKAGE, "usr/share/wordnet/data.noun") / "usr/share/wordnet"
 
 
 def senses(folder: Path) -> list[Sense]:
