@@ -1,0 +1,234 @@
+"""The repair as one HTML page: retention against task, with every candidate, in the style of the retention report."""
+
+from collections.abc import Sequence
+from html import escape
+
+from pitstop.retention.gate import Criterion, amount
+from pitstop.retention.page import MARKS, STYLE
+from pitstop.workshop.repair.result import Candidate, Look, Repair, is_retention
+
+WIDTH, HEIGHT = 760, 420
+LEFT, RIGHT, TOP, BOTTOM = 70, 20, 16, 48  # of the plot, for its labels
+AIR = 0.08  # of the range of each axis, beyond the outermost points
+COLORS = {
+    "scale": "#1f5fa8",
+    "modules": "#b3261e",
+    "layers": "#8a5a00",
+    "heads": "#00796b",
+    "ramp": "#7b3fa0",
+    "rank": "#5c6670",
+    "null-space": "#c2548b",
+}
+MORE_STYLE = """
+svg.plot{width:100%;height:auto;display:block}svg.plot text{font-size:13px;fill:var(--soft)}
+.key{display:inline-block;width:.8rem;height:.8rem;border-radius:50%;margin:0 .3rem 0 .9rem;vertical-align:-.05rem}
+"""
+
+
+def page(result: Repair) -> str:
+    """Return the result as an HTML page that needs nothing else."""
+    title = f"{escape(result.name)}: repaired"
+    sections = [_summary(result), _curve(result), _looks(result), _table(result), _about(result)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{title}</title><style>{STYLE}{MORE_STYLE}</style></head><body>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    )
+
+
+def _summary(result: Repair) -> str:
+    lines = "".join(f"<li>{escape(reason)}</li>" for reason in result.reasons)
+    return (
+        f"<h1>Repair of <code>{escape(result.name)}</code></h1>"
+        f'<div class="verdict pass"><b>{MARKS["pass"]} Repaired</b><span>A smaller change of the base, made from the '
+        "finished adapter without training: it still does its task, and the gate passes what the base kept."
+        f"</span></div><ul>{lines}</ul>"
+        "<p>That was a part of the items. Before it ships, the whole check: "
+        f"<code>pitstop check {escape(result.run or '')}</code></p>"
+    )
+
+
+class _Axes:
+    """From figures to places in the drawing; candidates that lost most of the task are left out of it."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        able = [one.likelihood_kept for one in candidates if one.keeps_task]
+        least = min(able) - max(0.1, 1.0 - min(able))
+        self.shown = [one for one in candidates if one.likelihood_kept >= least]
+        self.x = _range([one.likelihood_kept for one in self.shown])
+        self.y = _range([0.0, *(one.damage for one in self.shown)])
+
+    def at(self, candidate: Candidate) -> tuple[float, float]:
+        return self.across(candidate.likelihood_kept), self.down(candidate.damage)
+
+    def across(self, kept: float) -> float:
+        return LEFT + (kept - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
+
+    def down(self, damage: float) -> float:
+        return TOP + (self.y[1] - damage) / (self.y[1] - self.y[0]) * (HEIGHT - TOP - BOTTOM)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    air = (high - low) * AIR or 0.01
+    return low - air, high + air
+
+
+def _curve(result: Repair) -> str:
+    axes = _Axes(result.candidates)
+    uniform = sorted((one for one in axes.shown if one.method == "scale"), key=lambda one: one.scale)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(axes.at, uniform))
+    drawn = [
+        *_grid(axes),
+        f'<polyline points="{line}" fill="none" stroke="{COLORS["scale"]}" stroke-width="2"/>',
+        *(_dot(one, axes) for one in axes.shown),
+        *_mark(result, axes),
+    ]
+    methods = dict.fromkeys(one.method for one in result.candidates)
+    key = "".join(f'<span class="key" style="background:{COLORS[method]}"></span>{method}' for method in methods)
+    left_out = len(result.candidates) - len(axes.shown)
+    note = f" {left_out} that lost more of it than fits here are only in the table." if left_out else ""
+    return (
+        "<h2>Retention against task</h2>"
+        "<p class=soft>Each point is one candidate. Further right it does more of the task, further down the base lost "
+        "less; the untouched adapter is the point at 100%. The line is uniform scaling, which every other method must "
+        "surely beat at the same task score to be chosen. Hollow points lose more of the exact answers than allowed."
+        f"{note}</p><p>{key}</p>"
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="damage to the base against the share '
+        f'of the task that is kept, {len(axes.shown)} candidates">{"".join(drawn)}</svg>'
+    )
+
+
+def _grid(axes: _Axes) -> list[str]:
+    drawn = []
+    for value in _steps(*axes.x):
+        x = axes.across(value)
+        drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--line)"/>')
+        drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:.0%}</text>')
+    for value in _steps(*axes.y):
+        y = axes.down(value)
+        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:+.2f}</text>')
+    middle = (HEIGHT - BOTTOM + TOP) / 2
+    drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">share of the task that is kept</text>')
+    aside = f'transform="translate(14 {middle}) rotate(-90)" text-anchor="middle"'
+    drawn.append(f"<text {aside}>bits per byte more than the base</text>")
+    return drawn
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Return about five round values in a range."""
+    width = (high - low) / 5
+    power = 10.0
+    while power > width:
+        power /= 10
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= width)
+    first = int(low // step)
+    return [at * step for at in range(first, first + 12) if low <= at * step <= high]
+
+
+def _dot(one: Candidate, axes: _Axes) -> str:
+    x, y = axes.at(one)
+    color = COLORS[one.method]
+    fill = color if one.keeps_task else "var(--paper)"
+    said = f"{one.method} {one.words}, scale {one.scale:.3f}: {one.likelihood_kept:.1%} kept, {one.damage:+.3f}"
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{color}" stroke-width="2">'
+        f"<title>{escape(said)}</title></circle>"
+    )
+
+
+def _mark(result: Repair, axes: _Axes) -> list[str]:
+    """Ring what was chosen; a scale that only the verdict looked at stands between its neighbours."""
+    chosen = result.chosen
+    if chosen is None:
+        return []
+    same = [one for one in axes.shown if (one.method, one.words) == (chosen.method, chosen.words)]
+    below = [one for one in same if one.scale <= chosen.scale]
+    above = [one for one in same if one.scale >= chosen.scale]
+    if not below or not above:
+        return []
+    low, high = max(below, key=lambda one: one.scale), min(above, key=lambda one: one.scale)
+    share = (chosen.scale - low.scale) / (high.scale - low.scale) if high.scale > low.scale else 0.0
+    (x0, y0), (x1, y1) = axes.at(low), axes.at(high)
+    x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+    return [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="none" stroke="var(--pass)" stroke-width="3"/>',
+        f'<text x="{x - 14:.1f}" y="{y - 14:.1f}" text-anchor="end" style="fill:var(--pass)">chosen</text>',
+    ]
+
+
+def _looks(result: Repair) -> str:
+    rows = "".join(_look(look, chosen=look == result.chosen) for look in result.looks)
+    return (
+        "<h2>On items the search has not seen</h2>"
+        f"<p class=soft>{result.verdict_items:,} items of the suites and {result.verdict_rows} rows of the task. The "
+        "safest candidate is tried first, then ones that change the adapter less, for as long as retention passes.</p>"
+        f"<div class=scroll><table><tr><th>scale<th>gate<th>exact answers<th>gain kept<th>retention</tr>{rows}</table>"
+        "</div>"
+    )
+
+
+def _look(look: Look, *, chosen: bool) -> str:
+    gate = "pass" if look.passes else "fail"
+    word = ("chosen" if chosen else "passes") if look.passes else "does not pass"
+    kept = "<br>".join(_criterion(one) for one in look.criteria if is_retention(one))
+    return (
+        f'<tr><td class=n>{look.scale:.3f}<td><span class="{gate}">{MARKS[gate]} {word}</span>'
+        f"<td class=n>{look.exact:.1%}<td class=n>{look.exact_kept:.1%}<td>{kept}</tr>"
+    )
+
+
+def _criterion(one: Criterion) -> str:
+    upper, margin = amount(one.upper, one.unit), amount(one.margin, one.unit, sign=False)
+    return f'<span class="{one.outcome}">{MARKS[one.outcome]}</span> {escape(one.name)}: below {upper}, margin {margin}'
+
+
+def _table(result: Repair) -> str:
+    rows = "".join(_row(one) for one in sorted(result.candidates, key=lambda one: (one.method != "scale", one.damage)))
+    return (
+        f"<h2>Everything that was tried</h2><p class=soft>On {result.search_items:,} items of the suites and "
+        f"{result.search_rows} rows of the task. Damage: bits per byte more than the base needs for the suites' texts "
+        "and right answers. Beside uniform: its damage less that of the uniform scale which does the task as well, "
+        "with the one-sided bound; below zero this one keeps more.</p><div class=scroll><table>"
+        "<tr><th>method<th>scale<th>task kept<th>exact<th>damage<th>bounds<th>KL<th>beside uniform<th>what</tr>"
+        f"{rows}</table></div>"
+    )
+
+
+def _row(one: Candidate) -> str:
+    figures = [
+        f"{one.scale:.3f}",
+        f"{one.likelihood_kept:.1%}",
+        f"{one.exact:.1%}",
+        f"{one.damage:+.3f}",
+        f"{_number(one.damage_lower)} to {_number(one.damage_upper)}",
+        "" if one.kl is None else f"{one.kl:.4f}",
+    ]
+    beside = ""
+    if one.against_uniform is not None:
+        beside = "task not matched"
+        if one.against_uniform.matched:
+            beside = f"{one.against_uniform.difference:+.3f}, at most {_number(one.against_uniform.upper)}"
+    cells = "".join(f"<td class=n>{figure}" for figure in (*figures, beside))
+    return f"<tr><td>{one.method}{cells}<td>{escape(one.words)}</tr>"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.3f}"
+
+
+def _about(result: Repair) -> str:
+    facts = [
+        ("from", f"<code>{escape(result.source)}</code>, weights <code>{result.source_sha256}</code>"),
+        ("to", f"<code>{escape(result.run or '')}</code>, weights <code>{result.adapter_sha256}</code>"),
+        ("task", f"{result.keep:.0%} of the gain in exact answers had to be left, from {result.base_exact:.1%} to "
+         f"{result.source_exact:.1%} on the search's rows"),
+        ("same task score", f"within {result.tolerance:.0%} of the gain in the answers' likelihood, and as many exact"),
+        ("time", f"{result.seconds:,.0f} seconds"),
+    ]  # fmt: skip
+    rows = "".join(f"<tr><th>{name}<td>{value}</tr>" for name, value in facts)
+    return f"<h2>On what</h2><div class=scroll><table>{rows}</table></div>"
