@@ -25,9 +25,10 @@ PAGE_FILE = "repair.html"
 
 
 def whole(target: Path, known: Repair) -> bool:
-    """Tell whether a repaired run still holds the adapter its result speaks of."""
+    """Tell whether a repaired run still holds the adapter its result speaks of, and its recipe."""
     weights = target / adapters.FOLDER / adapters.WEIGHTS_FILE
-    return weights.is_file() and sha256_file(weights) == known.adapter_sha256
+    kept = (target / RECIPE_FILE).is_file() and weights.is_file()
+    return kept and sha256_file(weights) == known.adapter_sha256
 
 
 def refuse_another(target: Path, source: Path) -> None:
@@ -44,7 +45,9 @@ def refuse_another(target: Path, source: Path) -> None:
 
 
 def save(result: Repair, recipe: str, identity: adapters.Identity, shape: Shape, scale: float) -> Repair:
-    """Write the repaired run, `repair.json` last, and return the result with the digest of its weights.
+    """Write the repaired run and return the result with the digest of its weights.
+
+    The recipe comes last: without it no stage takes the folder for a run.
 
     Raises:
         Busy: another process works on that run.
@@ -60,14 +63,14 @@ def save(result: Repair, recipe: str, identity: adapters.Identity, shape: Shape,
         identity = replace(identity, adapter_sha256=digest, history=history)
         records.save_json(identity, fresh / adapters.IDENTITY_FILE)
         result = replace(result, adapter_sha256=digest)
-        (target / RESULT_FILE).unlink(missing_ok=True)
-        write_bytes(target / RECIPE_FILE, recipe.encode())
+        shown = page(result).encode()
         before = target / adapters.FOLDER
         if before.exists():
             shutil.move(before, Path(scratch, "before"))
         fresh.rename(before)
-        write_bytes(target / PAGE_FILE, page(result).encode())
+        write_bytes(target / PAGE_FILE, shown)
         records.save_json(result, target / RESULT_FILE)
+        write_bytes(target / RECIPE_FILE, recipe.encode())
     return result
 
 
