@@ -155,7 +155,7 @@ def test_the_page_shows_every_candidate_and_needs_nothing_else(repaired: Repair)
     page = (REPAIRED / "repair.html").read_text()
     assert page.count("<td class=n>") > 6 * len(repaired.candidates)
     assert "chosen</text>" in page
-    assert "http" not in page
+    assert "://" not in page
     assert "<script" not in page
 
 
