@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from pitstop import cli
+from pitstop import cli, records
 from pitstop.errors import Busy, Refused, UsageError
 from pitstop.files import sha256_file
 from pitstop.progress import be_quiet
@@ -23,9 +24,9 @@ from pitstop.workshop import base_model, train
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.check import check
 from pitstop.workshop.export.export import export
-from pitstop.workshop.repair import run_folder
+from pitstop.workshop.repair import edits, run_folder
 from pitstop.workshop.repair.material import Material, Part, divide, gather
-from pitstop.workshop.repair.pairs import read
+from pitstop.workshop.repair.pairs import read, write
 from pitstop.workshop.repair.points import Bench, Point
 from pitstop.workshop.repair.repair import repair
 from pitstop.workshop.repair.result import Repair, require_repaired
@@ -247,6 +248,32 @@ def test_an_adapter_that_did_not_learn_is_refused(forgetful: Project) -> None:
     assert result.outcome == "refused"
     assert "not surely learned" in result.reasons[0]
     assert result.candidates == ()
+
+
+def test_the_null_adapter_is_refused_for_its_task(forgetful: Project) -> None:
+    folder = forgetful.run / "adapter"
+    write(edits.scale(read(folder), 0.0), folder, Path("null"))
+    Path("null", adapters.WEIGHTS_FILE).rename(folder / adapters.WEIGHTS_FILE)
+    identity = records.load_json(adapters.Identity, folder / adapters.IDENTITY_FILE)
+    digest = sha256_file(folder / adapters.WEIGHTS_FILE)
+    records.save_json(replace(identity, adapter_sha256=digest), folder / adapters.IDENTITY_FILE)
+    result = repair(forgetful.run)
+    assert (result.outcome, result.candidates) == ("refused", ())
+    assert "not surely learned" in result.reasons[0]
+
+
+def test_an_activated_adapter_stays_one(forgetful: Project) -> None:
+    recipe = forgetful.recipe(**settings(name="waits", train={"steps": 60, "invocation": "<|im_start|>assistant\n"}))
+    train.train(recipe)
+    check(recipe)
+    result = repair(recipe, methods=("scale", "layers", "null-space"))
+    assert (result.outcome, result.run) == ("repaired", "runs/waits-repaired")
+    old, new = (
+        json.loads(Path("runs", name, "adapter/adapter_config.json").read_bytes())
+        for name in ("waits", "waits-repaired")
+    )
+    assert new["alora_invocation_tokens"] == old["alora_invocation_tokens"] != []
+    assert check(Path(result.run or "")).verdict.outcome == "pass"
 
 
 def test_another_run_is_not_written_over(forgetful: Project) -> None:

@@ -21,6 +21,8 @@ from workbench import TinyModel
 WORDS = random.Random(0)
 GENERAL = tuple(Example(tuple(WORDS.choices(range(5, 900), k=24 - 3 * at)), 1) for at in range(4))
 TASK = tuple(Example((7, 11, 13 + at, 900, 901), 3) for at in range(3))
+# Losses are of every second row: each twice, so that they are of the same rows as slopes and moments.
+ROWS = Screen(*(tuple(row for row in rows for _ in range(2)) for rows in (GENERAL, TASK)))
 HEADS = Heads(4, 16)
 EPSILON = 0.05
 
@@ -54,7 +56,7 @@ def adapter(tiny_llama: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def probe(base: PreTrainedModel, adapter: Path) -> Iterator[Probe]:
-    made = Probe(base, adapter, Screen(GENERAL, TASK), read(adapter), 1.0)
+    made = Probe(base, adapter, ROWS, read(adapter), 1.0)
     yield made
     made.close()
 
@@ -101,7 +103,7 @@ def test_moments_are_those_of_the_plain_bases_inputs(probe: Probe, adapter: Path
         for row in GENERAL:
             plain(input_ids=torch.tensor([row.tokens]))
     seen = torch.cat(inputs)
-    assert torch.allclose(moments[name], seen.T @ seen, rtol=1e-3, atol=1e-4), "but for each row's first position"
+    assert torch.allclose(moments[name], 2 * seen.T @ seen, rtol=1e-3, atol=1e-4), "but for each row's first position"
 
 
 def test_without_every_direction_of_general_text_a_module_does_nothing_there(probe: Probe, adapter: Path) -> None:
@@ -162,7 +164,7 @@ def test_the_model_is_given_back_as_it_was(base: PreTrainedModel, adapter: Path)
     tokens = torch.tensor([GENERAL[0].tokens])
     with torch.no_grad():
         before = base(input_ids=tokens).logits
-        probe = Probe(base, adapter, Screen(GENERAL, TASK), read(adapter), 1.0)
+        probe = Probe(base, adapter, ROWS, read(adapter), 1.0)
         assert (base(input_ids=tokens).logits - before).abs().max() > 1e-3
         plain = probe.close()
         assert torch.equal(plain(input_ids=tokens).logits, before)

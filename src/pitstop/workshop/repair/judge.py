@@ -11,6 +11,8 @@ from pitstop.workshop.repair.result import Look, is_retention
 from pitstop.workshop.repair.search import Need, Search, Tried
 from pitstop.workshop.repair.shapes import Shape
 
+ROOM = 1.3  # times the safest scale: as far up is looked in any case
+
 
 def winner(search: Search, uniform: Tried, others: Sequence[Tried]) -> Tried:
     """Return what surely keeps more of the base than the best uniform scale at its task score; else that scale."""
@@ -19,10 +21,13 @@ def winner(search: Search, uniform: Tried, others: Sequence[Tried]) -> Tried:
 
 
 def rungs(safest: float, largest: float) -> list[float]:
-    """Return the scales to look at: from the one that changes the adapter most to the one that changes it least."""
-    if largest <= safest:
-        return [safest]
-    return [safest, (safest + largest) / 2, largest]
+    """Return the scales to look at: from the one that changes the adapter most to the one that changes it least.
+
+    Those a little above the safest one are there even if they are not likely to pass: these rows may ask for a little
+    more of the task than the search's did.
+    """
+    largest = min(max(largest, safest * ROOM), 1.0)
+    return sorted({safest, (safest + largest) / 2, largest})
 
 
 class Sealed:

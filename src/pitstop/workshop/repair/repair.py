@@ -18,28 +18,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
-from pitstop.progress import progress
 from pitstop.retention.gate import TASK, Criterion, Verdict
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.check import CONTEXT, checked
 from pitstop.workshop.recipe import Recipe
-from pitstop.workshop.repair import shapes as made
+from pitstop.workshop.repair import explore
 from pitstop.workshop.repair.judge import Sealed, rungs, winner
 from pitstop.workshop.repair.material import Material, gather
 from pitstop.workshop.repair.pairs import Pair, read
-from pitstop.workshop.repair.parts import Heads, layer_of
 from pitstop.workshop.repair.points import Bench, judge, part_of
 from pitstop.workshop.repair.result import Look, Repair, is_retention, nearest
 from pitstop.workshop.repair.run_folder import RESULT_FILE, recipe_text, refuse_another, save, whole
-from pitstop.workshop.repair.screen import Probe
-from pitstop.workshop.repair.search import BUMP, TOLERANCE, Aim, Need, Screened, Search, Tried, screened
-from pitstop.workshop.repair.shapes import METHODS, Method, Shape
+from pitstop.workshop.repair.search import TOLERANCE, Need, Search, Tried
+from pitstop.workshop.repair.shapes import METHODS, Method, plain
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 
 KEEP = 0.98  # share of the gain in exact answers that must be left
-CLIMB = 3  # halvings between the scale at which another shape does the task and its own size
 
 
 def repair(
@@ -150,32 +146,32 @@ def _repair(job: _Job) -> Repair:
     model = base_model.load_weights(
         job.recipe.base.folder, job.ref, precision=job.recipe.base.precision, artifact=job.recipe.base.artifact
     )
-    whole_part, sealed_part = job.material.whole, job.material.verdict
-    source = made.plain(job.pairs)
+    material, sealed_part = job.material, job.material.verdict
+    source = plain(job.pairs)
     with _bench(job, model) as bench:
-        base = bench.base(job.material.suites, whole_part, job.pairs)
+        base = bench.base(material.suites, material.whole, job.pairs)
         if report is None:
-            everything = bench.point(job.pairs, whole_part, shown=True)
+            everything = bench.point(job.pairs, material.whole, shown=True)
             if early := _settled(job, judge(base, everything, job.recipe.check.margins)):
                 return early
-            point, sealed_task = part_of(everything, job.material.search), part_of(everything, sealed_part).task
+            point, sealed_task = part_of(everything, material.search), part_of(everything, sealed_part).task
         else:
-            point = bench.point(job.pairs, job.material.search, shown=True)
+            point = bench.point(job.pairs, material.search, shown=True)
             sealed_task = bench.task(job.pairs, sealed_part.rows)
-        seen = part_of(base, job.material.search)
+        seen = part_of(base, material.search)
         need = Need(seen.task.exact, point.task.exact, job.keep, job.recipe.check.margins.min_task_score)
         first = Tried(source, 1.0, point, judge(seen, point, job.recipe.check.margins))
-        search = Search(bench, job.material, job.recipe, seen, first, need)
-        uniform, largest = _uniform(search, source)
-    found = _look_around(job, model, source, uniform.scale)
+        search = Search(bench, material, job.recipe, seen, first, need)
+        uniform, largest = explore.uniform(search, source)
+    found = explore.others(model, job.recipe, material.screen, job.pairs, job.methods, uniform.scale)
     with _bench(job, model) as bench:
         search.moved(bench)
-        best = winner(search, uniform, _exactly(search, found))
+        best = winner(search, uniform, explore.exactly(search, found, uniform))
         if best is not uniform:
-            largest = _reach(search, best)
+            largest = explore.reach(search, best)
         if search.hopeless(best):
             return _refused(job, search, [], best)
-        sealed = Sealed(bench, job.material, job.recipe, part_of(base, sealed_part), sealed_task, job.keep)
+        sealed = Sealed(bench, material, job.recipe, part_of(base, sealed_part), sealed_task, job.keep)
         looks, chosen = sealed.climb(best.shape, rungs(best.scale, largest))
     if chosen is None:
         return _refused(job, search, looks, best)
@@ -189,72 +185,6 @@ def _bench(job: _Job, model: PreTrainedModel) -> Iterator[Bench]:
     engine = TorchEngine(model, job.tokenizer, base_sha256=base_sha256, context_length=length)
     with engine, tempfile.TemporaryDirectory() as scratch:
         yield Bench(engine, job.recipe, job.ref, Path(scratch))
-
-
-def _uniform(search: Search, source: Shape) -> tuple[Tried, float]:
-    """Return the smallest uniform scale that keeps the task, and the largest one that is likely to pass."""
-    with progress("repair, uniform scaling", 10, "scales") as advance:
-        largest = 1.0 if search.likely(search.source) else search.largest(source, 0.0, 1.0, advance)
-        smallest = search.smallest(source, 0.0, 1.0, advance)
-        return search.attempt(source, smallest), largest
-
-
-def _look_around(job: _Job, model: PreTrainedModel, source: Shape, scale: float) -> list[Screened]:
-    """Return what may be better than a uniform scale, at most one shape of every other method."""
-    others = [method for method in job.methods if method != "scale"]
-    if not others:
-        return []
-    total = sum({"modules": 5, "layers": 5, "heads": 5}.get(method, 2) for method in others) + 2
-    probe = Probe(model, job.recipe.run / adapters.FOLDER, job.material.screen, job.pairs, job.recipe.scale)
-    try:
-        with progress("repair, a look at other methods", total, "shapes") as advance:
-            aim = Aim.of(probe, source, scale)
-            advance(note="gradients")
-            heads = Heads.of(model.config)
-            slopes = probe.slopes(source.scaled(scale), heads)
-            advance(note="gradients")
-            found = []
-            for shapes, funnel in _shapes(job, probe, slopes, heads, others):
-                found.append(screened(probe, shapes, funnel, aim, advance))
-        return [one for one in found if one is not None]
-    finally:
-        probe.close()
-
-
-def _shapes(
-    job: _Job, probe: Probe, slopes: Any, heads: Heads, methods: Sequence[Method]
-) -> Iterator[tuple[list[Shape], made.Funnel | None]]:
-    for funnel in made.funnels(job.pairs, slopes, heads, methods):
-        yield list(funnel.shapes()), funnel
-    layers = max((layer_of(name) or 0 for name in job.pairs), default=0) + 1
-    if "ramp" in methods:
-        yield made.ramps(job.pairs, layers), None
-    if "rank" in methods:
-        yield made.ranks(job.pairs), None
-    if "null-space" in methods:
-        yield made.null_spaces(job.pairs, probe), None
-
-
-def _exactly(search: Search, found: Sequence[Screened]) -> list[Tried]:
-    """Measure screened shapes on the search's items; one that lost too much of the task is tried once more, larger."""
-    tried = []
-    if found:
-        with progress("repair, other methods", len(found), "shapes") as advance:
-            for one in found:
-                made = search.attempt(one.shape, one.scale)
-                if not search.keeps(made) and one.scale < 1.0:
-                    made = search.attempt(one.shape, min(one.scale * BUMP, 1.0))
-                tried.append(made)
-                advance(note=one.shape.method)
-    return tried
-
-
-def _reach(search: Search, best: Tried) -> float:
-    """Return the largest scale of the best shape that is likely to pass."""
-    if not search.likely(best) or best.scale >= 1.0:
-        return best.scale
-    with progress(f"repair, {best.shape.method}", CLIMB, "scales") as advance:
-        return search.largest(best.shape, best.scale, 1.0, advance, CLIMB)
 
 
 def _settled(job: _Job, verdict: Verdict) -> Repair | None:

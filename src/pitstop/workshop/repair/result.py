@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pitstop.errors import Refused
-from pitstop.retention.gate import Criterion
-from pitstop.workshop.adapter import Change
+from pitstop.retention.gate import Criterion, amount
+from pitstop.workshop.repair.shapes import Step
 
 Outcome = Literal["repaired", "passing", "refused"]
 
@@ -32,7 +32,7 @@ class Candidate:
 
     method: str
     words: str  # what was done before it was scaled
-    changes: tuple[Change, ...]
+    steps: tuple[Step, ...]
     scale: float
     exact: float  # share of exact answers
     exact_kept: float  # share of the gain in it over the base
@@ -95,12 +95,12 @@ def require_repaired(result: Repair) -> Repair:
     """
     if result.outcome == "refused":
         what, *rest = result.reasons
-        raise Refused(
-            "\n  ".join((what, *rest)),
-            where=result.source,
-            cure=f"train it again with more replay, a stronger KL anchor, a lower learning rate or fewer modules, or "
-            f"accept less of the task: pitstop repair {result.source} --keep {max(result.keep - 0.05, 0.0):.2f}",
-        )
+        cure = "train it again with more replay, a stronger KL anchor, a lower learning rate or fewer modules"
+        if result.candidates:
+            cure += f"; or accept less of the task: pitstop repair {result.source} --keep {result.keep - 0.05:.2f}"
+        if any(one.outcome == "inconclusive" for look in result.looks for one in look.criteria):
+            cure += "; or measure larger suites: what is undecided may be good enough"
+        raise Refused("\n  - ".join((what, *rest)), where=result.source, cure=cure)
     return result
 
 
@@ -162,7 +162,8 @@ def nearest(look: Look) -> str:
     if not judged:
         return "no criterion has a bound: too few items"
     worst = max(judged, key=lambda one: (one.upper or 0.0) / one.margin)
-    return f"{worst.name}: surely less than {worst.upper:.3f} lost, margin {worst.margin:g}"
+    lost, margin = amount(worst.upper, worst.unit), amount(worst.margin, worst.unit, sign=False)
+    return f"{worst.name}: drop surely less than {lost}, margin {margin}"
 
 
 def is_retention(criterion: Criterion) -> bool:

@@ -86,11 +86,11 @@ class Probe:
 
     @torch.no_grad()
     def losses(self, pairs: Pairs) -> Losses:
-        """Return the losses under these factors."""
+        """Return the losses under these factors, on every second row: many are asked for, and they are compared."""
         self.put(pairs)
         general, task = (
             sum(float(loss) * count for loss, count in self._batches(rows)) / sum(_scored(row) for row in rows)
-            for rows in (self._screen.general, self._screen.task)
+            for rows in (self._screen.general[::2], self._screen.task[::2])
         )
         return Losses(general, task)
 

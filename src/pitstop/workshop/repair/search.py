@@ -127,6 +127,11 @@ class Search:
         gain = self._base.answer_nats - self.source.point.answer_nats
         return (self._base.answer_nats - point.answer_nats) / gain if gain > 0 else 1.0
 
+    def matches(self, tried: Tried, uniform: Tried) -> bool:
+        """Tell whether a candidate does the task as well as a uniform scale, within the tolerance."""
+        kept = self.likelihood_kept(tried.point) >= self.likelihood_kept(uniform.point) - TOLERANCE
+        return kept and tried.point.task.exact >= uniform.point.task.exact - 1e-9 and self.keeps(tried)
+
     def compare(self, tried: Tried, uniform: Tried, methods: int) -> Comparison:
         """Put a candidate beside the best uniform scale: does it surely keep more of the base at this task score?
 
@@ -135,9 +140,7 @@ class Search:
         """
         level = 1.0 - (1.0 - self.margins.confidence) / methods
         drop = damage(uniform.point, tried.point, self._material.search, self.margins)
-        kept = self.likelihood_kept(tried.point) >= self.likelihood_kept(uniform.point) - TOLERANCE
-        matched = kept and tried.point.task.exact >= uniform.point.task.exact - 1e-9 and self.keeps(tried)
-        upper = drop.upper(level)
+        matched, upper = self.matches(tried, uniform), drop.upper(level)
         made = Comparison(uniform.scale, drop.value, upper, matched, matched and upper is not None and upper < 0)
         self.compared[self.tried.index(tried)] = made
         return made
@@ -152,7 +155,7 @@ class Search:
         return Candidate(
             method=tried.shape.method,
             words=tried.shape.words(),
-            changes=changes(tried.shape, tried.scale, ""),
+            steps=tried.shape.steps,
             scale=tried.scale,
             exact=exact,
             exact_kept=self.need.kept(exact),
