@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
-from pitstop.retention.gate import TASK, Criterion, Verdict
+from pitstop.retention.gate import Verdict
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
@@ -192,18 +192,14 @@ def _settled(job: _Job, verdict: Verdict) -> Repair | None:
     if verdict.outcome == "pass":
         said = f"{job.recipe.name} passes the gate as it is: there is nothing to repair"
         return _result(job, "passing", None, (said,))
-    task = _named(verdict, TASK)
     kept = [one for one in verdict.criteria if is_retention(one)]
-    if task is None or task.outcome != "pass":
+    task = [one for one in verdict.criteria if not is_retention(one)]
+    if not task or any(one.outcome != "pass" for one in task):
         what = "the task is not surely learned, and a repair only ever takes away from an adapter"
-        return _result(job, "refused", None, (what, *((task.words,) if task else ())))
+        return _result(job, "refused", None, (what, *(one.words for one in task if one.outcome != "pass")))
     if all(one.outcome in ("pass", "blind") for one in kept):
         return _result(job, "refused", None, ("it is not retention that stands in the way", *verdict.reasons))
     return None
-
-
-def _named(verdict: Verdict, name: str) -> Criterion | None:
-    return next((one for one in verdict.criteria if one.name == name), None)
 
 
 def _refused(job: _Job, search: Search, looks: list[Look], best: Tried) -> Repair:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pitstop.errors import Refused
-from pitstop.retention.gate import Criterion, amount
+from pitstop.retention.gate import TASK, TASK_SCORE, Criterion, amount
 from pitstop.workshop.repair.shapes import Step
 
 Outcome = Literal["repaired", "passing", "refused"]
@@ -168,7 +168,7 @@ def nearest(look: Look) -> str:
 
 def is_retention(criterion: Criterion) -> bool:
     """Tell whether a criterion of the gate is about the base, and not about the task."""
-    return not criterion.name.startswith("task ")
+    return criterion.name not in (TASK, TASK_SCORE)
 
 
 def _bits(value: float | None) -> str:
