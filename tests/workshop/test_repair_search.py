@@ -14,7 +14,7 @@ from pitstop.workshop.repair.judge import rungs, winner
 from pitstop.workshop.repair.material import Material, Part, Screen
 from pitstop.workshop.repair.points import Bench, Point, damage, judge
 from pitstop.workshop.repair.search import Need, Search, Tried
-from pitstop.workshop.repair.shapes import Shape, plain
+from pitstop.workshop.repair.shapes import Shape, Step, plain
 from workbench import Project
 
 ITEMS, ROWS = 60, 40
@@ -124,9 +124,20 @@ def test_the_task_is_kept_by_share_of_its_gain_and_by_the_recipes_floor() -> Non
 
 
 def test_scales_are_looked_at_from_the_safest_up() -> None:
-    assert rungs(0.25, 0.75) == [0.25, 0.5, 0.75]
-    assert rungs(0.25, 0.2) == pytest.approx([0.25, 0.2875, 0.325])
-    assert rungs(1.0, 1.0) == [1.0]
+    measured = [1.0, 0.5, 0.25, 0.75, 0.4, 0.3, 0.2]
+    assert rungs(0.25, 0.75, measured) == [0.25, 0.5, 0.75]
+    assert rungs(0.25, 0.25, measured) == [0.25, 0.3], "a little more of the task may be needed"
+    assert rungs(0.75, 0.9, measured) == [0.75], "what was not measured is not looked at"
+    assert rungs(1.0, 1.0, measured) == [1.0]
+
+
+def test_the_adapter_as_it_came_is_never_a_repair(search: Search) -> None:
+    assert search.source.unchanged
+    tried(search, SOURCE, 0.5, point(0.2))
+    assert search.scales(SOURCE) == [0.5]
+    other = tried(search, Shape("rank", (Step("rank", {"rank": 1.0}),), {}), 1.0, point(0.1))
+    assert not other.unchanged
+    assert search.scales(other.shape) == [1.0]
 
 
 def test_halving_finds_both_edges(search: Search) -> None:

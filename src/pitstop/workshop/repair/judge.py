@@ -1,6 +1,6 @@
 """The candidate that is kept: which shape, and how much of it passes on items the search has not seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pitstop.progress import progress
 from pitstop.retention.task import TaskResult
@@ -20,14 +20,18 @@ def winner(search: Search, uniform: Tried, others: Sequence[Tried]) -> Tried:
     return min(better, key=lambda one: search.compare(one, uniform, len(others)).difference, default=uniform)
 
 
-def rungs(safest: float, largest: float) -> list[float]:
-    """Return the scales to look at: from the one that changes the adapter most to the one that changes it least.
+def rungs(safest: float, largest: float, measured: Iterable[float]) -> list[float]:
+    """Return the scales to look at, out of those measured: the one that changes the adapter most comes first.
 
-    Those a little above the safest one are there even if they are not likely to pass: these rows may ask for a little
-    more of the task than the search's did.
+    Those a little above the safest one are among them even if they are not likely to pass: these rows may ask for a
+    little more of the task than the search's did.
     """
-    largest = min(max(largest, safest * ROOM), 1.0)
-    return sorted({safest, (safest + largest) / 2, largest})
+    ceiling = max(largest, safest * ROOM)
+    above = sorted(scale for scale in measured if safest < scale <= ceiling)
+    if not above:
+        return [safest]
+    middle = (safest + above[-1]) / 2
+    return sorted({safest, min(above, key=lambda scale: abs(scale - middle)), above[-1]})
 
 
 class Sealed:

@@ -1,5 +1,6 @@
 """The repair as one HTML page: retention against task, with every candidate, in the style of the retention report."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -21,6 +22,7 @@ COLORS = {
 }
 MORE_STYLE = """
 svg.plot{width:100%;height:auto;display:block}svg.plot text{font-size:13px;fill:var(--soft)}
+svg.plot text.pass{fill:var(--pass)}
 .key{display:inline-block;width:.8rem;height:.8rem;border-radius:50%;margin:0 .3rem 0 .9rem;vertical-align:-.05rem}
 """
 
@@ -108,10 +110,12 @@ def _grid(axes: _Axes) -> list[str]:
         x = axes.across(value)
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--line)"/>')
         drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:.0%}</text>')
-    for value in _steps(*axes.y):
+    heights = _steps(*axes.y)
+    digits = max(0, -math.floor(math.log10(heights[1] - heights[0]) + 1e-9))
+    for value in heights:
         y = axes.down(value)
         drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:+.2f}</text>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:+.{digits}f}</text>')
     middle = (HEIGHT - BOTTOM + TOP) / 2
     drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">share of the task that is kept</text>')
     aside = f'transform="translate(14 {middle}) rotate(-90)" text-anchor="middle"'
@@ -134,7 +138,8 @@ def _dot(one: Candidate, axes: _Axes) -> str:
     x, y = axes.at(one)
     color = COLORS[one.method]
     fill = color if one.keeps_task else "var(--paper)"
-    said = f"{one.method} {one.words}, scale {one.scale:.3f}: {one.likelihood_kept:.1%} kept, {one.damage:+.3f}"
+    what = f"{one.method}, {one.words or 'all of it'}, scale {one.scale:.3f}"
+    said = f"{what}: {one.likelihood_kept:.1%} kept, {one.damage:+.3f}"
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{color}" stroke-width="2">'
         f"<title>{escape(said)}</title></circle>"
@@ -142,23 +147,20 @@ def _dot(one: Candidate, axes: _Axes) -> str:
 
 
 def _mark(result: Repair, axes: _Axes) -> list[str]:
-    """Ring what was chosen; a scale that only the verdict looked at stands between its neighbours."""
+    """Ring what was chosen."""
     chosen = result.chosen
     if chosen is None:
         return []
-    same = [one for one in axes.shown if (one.method, one.words) == (chosen.method, chosen.words)]
-    below = [one for one in same if one.scale <= chosen.scale]
-    above = [one for one in same if one.scale >= chosen.scale]
-    if not below or not above:
-        return []
-    low, high = max(below, key=lambda one: one.scale), min(above, key=lambda one: one.scale)
-    share = (chosen.scale - low.scale) / (high.scale - low.scale) if high.scale > low.scale else 0.0
-    (x0, y0), (x1, y1) = axes.at(low), axes.at(high)
-    x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
-    return [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="none" stroke="var(--pass)" stroke-width="3"/>',
-        f'<text x="{x - 14:.1f}" y="{y - 14:.1f}" text-anchor="end" style="fill:var(--pass)">chosen</text>',
-    ]
+    what = (chosen.method, chosen.words, chosen.scale)
+    rings = []
+    for one in axes.shown:
+        if (one.method, one.words, one.scale) == what:
+            x, y = axes.at(one)
+            rings.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10" fill="none" stroke="var(--pass)" stroke-width="3"/>'
+            )
+            rings.append(f'<text x="{x - 14:.1f}" y="{y - 14:.1f}" text-anchor="end" class="pass">chosen</text>')
+    return rings
 
 
 def _looks(result: Repair) -> str:

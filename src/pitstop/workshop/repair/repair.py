@@ -169,10 +169,10 @@ def _repair(job: _Job) -> Repair:
         best = winner(search, uniform, explore.exactly(search, found, uniform))
         if best is not uniform:
             largest = explore.reach(search, best)
-        if search.hopeless(best):
+        if search.hopeless(best) or best.unchanged:
             return _refused(job, search, [], best)
         sealed = Sealed(bench, material, job.recipe, part_of(base, sealed_part), sealed_task, job.keep)
-        looks, chosen = sealed.climb(best.shape, rungs(best.scale, largest))
+        looks, chosen = sealed.climb(best.shape, rungs(best.scale, largest, search.scales(best.shape)))
     if chosen is None:
         return _refused(job, search, looks, best)
     return _keep(job, search, looks, chosen, best, uniform)
@@ -203,7 +203,9 @@ def _settled(job: _Job, verdict: Verdict) -> Repair | None:
 
 
 def _refused(job: _Job, search: Search, looks: list[Look], best: Tried) -> Repair:
-    how = f"{best.shape.words() or 'the whole adapter'}, scaled by {best.scale:.3f}"
+    how = (
+        "the adapter as it is" if best.unchanged else f"{best.shape.words() or 'all of it'}, scaled by {best.scale:.3f}"
+    )
     kept = f"{search.need.kept(best.point.task.exact):.1%} of the gain in exact answers left"
     reasons = [f"no change keeps {job.keep:.0%} of the task's gain and passes the gate", f"nearest: {how}, with {kept}"]
     if looks:
@@ -221,11 +223,18 @@ def _keep(job: _Job, search: Search, looks: list[Look], chosen: Look, best: Trie
     reasons = [
         f"chosen: {how} by {chosen.scale:.3f}; {chosen.exact_kept:.1%} of the task's gain is left, and the gate passes "
         "it on items the search has not seen",
+        _won_back(search, search.attempt(best.shape, chosen.scale)),
         nearest(chosen),
-        _against(search, best, uniform),
+        _against(search, best, uniform) if len(job.methods) > 1 else "nothing but uniform scaling was asked for",
     ]
     result = _result(job, "repaired", search, tuple(reasons), looks, chosen)
     return save(result, recipe_text(job.recipe, job.file, job.target), job.identity, best.shape, chosen.scale)
+
+
+def _won_back(search: Search, taken: Tried) -> str:
+    before, after = search.damage(search.source).value, search.damage(taken).value
+    share = f": {1 - after / before:.0%} of it is back" if before > 0 else ""
+    return f"the base lost {before:.3f} bits per byte on the search's items, now {after:.3f}{share}"
 
 
 def _against(search: Search, best: Tried, uniform: Tried) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pitstop.progress import Advance
 from pitstop.retention.gate import Margins, Verdict
+from pitstop.retention.paired import Drop
 from pitstop.retention.suite import Suite
 from pitstop.workshop.adapter import Change
 from pitstop.workshop.recipe import Recipe
@@ -33,6 +34,11 @@ class Tried:
     scale: float
     point: Point
     verdict: Verdict
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether this is the adapter as it came."""
+        return self.scale == 1.0 and not self.shape.steps
 
 
 @dataclass(frozen=True)
@@ -145,12 +151,20 @@ class Search:
         self.compared[self.tried.index(tried)] = made
         return made
 
+    def scales(self, shape: Shape) -> list[float]:
+        """Return the scales at which a shape was measured, that of the adapter as it came left out."""
+        return [tried.scale for tried in self.tried if tried.shape is shape and not tried.unchanged]
+
+    def damage(self, tried: Tried) -> Drop:
+        """Return how many more bits per byte a candidate needs than the base."""
+        return damage(self._base, tried.point, self._material.search, self.margins)
+
     def candidates(self) -> tuple[Candidate, ...]:
         """Return everything that was measured, as it is written down."""
         return tuple(self._candidate(at, tried) for at, tried in enumerate(self.tried))
 
     def _candidate(self, at: int, tried: Tried) -> Candidate:
-        drop = damage(self._base, tried.point, self._material.search, self.margins)
+        drop = self.damage(tried)
         exact = tried.point.task.exact
         return Candidate(
             method=tried.shape.method,
