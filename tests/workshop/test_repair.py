@@ -208,6 +208,14 @@ def test_groups_stay_together() -> None:
     assert {item.group for item in one}.isdisjoint(item.group for item in other)
 
 
+def test_what_cannot_be_split_is_refused(forgetful: Project) -> None:
+    about = {"license": "CC0-1.0", "source": "made here", "description": "for a test"}
+    one = suites.make("one", "text", [TextItem("a", "a", texts(1, 7)[0])], **about)  # type: ignore[arg-type]
+    suites.save(one, Path("suites", "one"))
+    with pytest.raises(UsageError, match="suite one cannot be split"):
+        repair(forgetful.run)
+
+
 def test_items_that_were_trained_on_are_in_no_part(forgetful: Project) -> None:
     forgetful.rows("orders.jsonl", [
         {"prompt": f"order {at}", "completion": "yes", "group": str(at)} for at in range(80)

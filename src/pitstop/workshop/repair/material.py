@@ -76,7 +76,7 @@ def gather(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> 
     """Read suites, task and general rows, and split what is measured.
 
     Raises:
-        UsageError: there are no suites.
+        UsageError: there are no suites, or one of too few groups.
         DatasetError: suites or rows that cannot be used.
     """
     if not recipe.check.suites.is_dir():
@@ -89,11 +89,13 @@ def gather(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> 
     seen_rows, sealed_rows = divide(rows, TASK_SHARE)
     search = tuple(_only(suite, searched[suite.name]) for suite in suites)
     verdict = tuple(_only(suite, divide(suite.items, SUITE_SHARE)[1]) for suite in suites)
+    parts = Part(search, tuple(seen_rows)), Part(verdict, tuple(sealed_rows))
+    for part in parts:
+        _refuse_empty(part)
     return Material(
         tuple(found),
         Part(tuple(suites), tuple(rows)),
-        Part(search, tuple(seen_rows)),
-        Part(verdict, tuple(sealed_rows)),
+        *parts,
         Screen(_general(recipe, ref, tokenizer, search), _task(recipe, ref, tokenizer)),
     )
 
@@ -103,6 +105,16 @@ def divide(items: Sequence[Grouped], share: float) -> tuple[list[Grouped], list[
     groups = sorted({item.group for item in items}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     first = set(groups[: round(len(groups) * share)])
     return [item for item in items if item.group in first], [item for item in items if item.group not in first]
+
+
+def _refuse_empty(part: Part) -> None:
+    empty = [suite.name for suite in part.suites if suite.record.purpose == "retention" and not suite.items]
+    if empty or not part.rows:
+        what = f"suite {empty[0]}" if empty else "task's held-out rows"
+        raise UsageError(
+            f"the {what} cannot be split: a search and its verdict need groups of their own",
+            cure="measure larger suites (pitstop suites build), or hold out rows of more groups",
+        )
 
 
 def _only(suite: Suite, items: Sequence[Any]) -> Suite:
