@@ -121,16 +121,18 @@ def _candidates(result: Repair) -> Table:
     title += f"{result.search_rows} rows of the task"
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for name in ("scale", "task kept", "exact", "damage", "bounds", "KL", "vs uniform"):
+    for name in ("scale", "kept", "exact", "damage", "KL", "beside uniform"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in sorted(result.candidates, key=lambda one: (one.method != "scale", one.method, -one.scale)):
-        bounds = f"{_bits(one.damage_lower)} … {_bits(one.damage_upper)}"
-        figures = (f"{one.scale:.3f}", f"{one.likelihood_kept:.1%}", f"{one.exact:.1%}", _bits(one.damage), bounds)
+        figures = (f"{one.scale:.3f}", f"{one.likelihood_kept:.1%}", f"{one.exact:.1%}", _bits(one.damage))
         kl = "" if one.kl is None else f"{one.kl:.3f}"
         style = "" if one.keeps_task else "dim"
         table.add_row(one.method, *figures, kl, _versus(one.against_uniform), style=style)
-    table.caption = "damage: bits per byte more than the base needs; task kept: share of the gain in the answers' "
-    table.caption += "likelihood; dim: loses too much of the task"
+    table.caption = (
+        "kept: share of the gain in the answers' likelihood; damage: bits per byte more than the base needs; beside "
+        "uniform: its damage less that of the uniform scale which does the task as well (and the bound of that); dim: "
+        "loses too much of the task"
+    )
     table.caption_justify = "left"
     return table
 
