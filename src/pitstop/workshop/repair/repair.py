@@ -74,10 +74,7 @@ def repair(
         ref = base_model.load_ref(recipe.base.folder)
         tokenizer = base_model.load_tokenizer(recipe.base.folder)
         material = gather(recipe, ref, tokenizer)
-        records = [suite.record for suite in material.suites]
-        inputs = inputs_digest(
-            identity, recipe.check, f"{recipe.scale} {keep} {tuple(methods)}", *records, *material.whole.rows
-        )
+        inputs = _inputs(recipe, identity, material, f"{keep} {tuple(methods)}")
         if not force and (known := finished(target / RESULT_FILE, Repair, inputs)) and whole(target, known):
             return known
         refuse_another(target, recipe.run)
@@ -114,6 +111,12 @@ class _Job:
     file: Path  # the recipe's
     target: Path
     begun: float
+
+
+def _inputs(recipe: Recipe, identity: adapters.Identity, material: Material, asked: str) -> str:
+    records = [suite.record for suite in material.suites]
+    looked_at = repr(material.screen)
+    return inputs_digest(identity, recipe.check, str(recipe.scale), asked, looked_at, *records, *material.whole.rows)
 
 
 def chosen_methods(listed: str | None) -> tuple[Method, ...]:

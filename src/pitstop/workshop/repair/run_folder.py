@@ -39,9 +39,17 @@ def refuse_another(target: Path, source: Path) -> None:
     """
     if not (target / RECIPE_FILE).is_file():
         return
-    done = target / RESULT_FILE
-    if not done.is_file() or json.loads(done.read_bytes()).get("source") != str(source):
+    if _source_of(target / RESULT_FILE) != str(source):
         raise UsageError(f"{target} holds a run that is no repair of {source}", cure="name another folder: --to NAME")
+
+
+def _source_of(done: Path) -> str | None:
+    """Return which run a result says it repaired, also if it is of another version; None if it says nothing."""
+    try:
+        found = json.loads(done.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(found.get("source")) if isinstance(found, dict) else None
 
 
 def save(result: Repair, recipe: str, identity: adapters.Identity, shape: Shape, scale: float) -> Repair:
