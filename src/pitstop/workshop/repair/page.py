@@ -1,7 +1,7 @@
 """The repair as one HTML page: retention against task, with every candidate, in the style of the retention report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from pitstop.retention.gate import Criterion, amount
@@ -9,8 +9,9 @@ from pitstop.retention.page import MARKS, STYLE
 from pitstop.workshop.repair.result import Candidate, Look, Repair, is_retention
 
 WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 16, 48  # of the plot, for its labels
+LEFT, RIGHT, TOP, BOTTOM = 86, 20, 16, 48  # of the plot, for its labels
 AIR = 0.08  # of the range of each axis, beyond the outermost points
+TICKS = (0.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, -0.001, -0.002, -0.005, -0.01, -0.02, -0.05)
 COLORS = {
     "scale": "#1f5fa8",
     "modules": "#b3261e",
@@ -54,23 +55,35 @@ def _summary(result: Repair) -> str:
 
 
 class _Axes:
-    """From figures to places in the drawing; candidates that lost most of the task are left out of it."""
+    """From figures to places in the drawing; candidates that lost most of the task are left out of it.
+
+    Both axes have a root scale: what is near to no loss is what there is to choose from, and lies close together.
+    """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         able = [one.likelihood_kept for one in candidates if one.keeps_task]
         least = min(able) - max(0.1, 1.0 - min(able))
         self.shown = [one for one in candidates if one.likelihood_kept >= least]
-        self.x = _range([one.likelihood_kept for one in self.shown])
-        self.y = _range([0.0, *(one.damage for one in self.shown)])
+        self._x = _range([_root(one.likelihood_kept - 1.0) for one in self.shown])
+        self._y = _range([0.0, *(_root(one.damage) for one in self.shown)])
 
     def at(self, candidate: Candidate) -> tuple[float, float]:
+        """Return where a candidate stands."""
         return self.across(candidate.likelihood_kept), self.down(candidate.damage)
 
     def across(self, kept: float) -> float:
-        return LEFT + (kept - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
+        """Return how far to the right a share of the task stands."""
+        low, high = self._x
+        return LEFT + (_root(kept - 1.0) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def down(self, damage: float) -> float:
-        return TOP + (self.y[1] - damage) / (self.y[1] - self.y[0]) * (HEIGHT - TOP - BOTTOM)
+        """Return how far down a damage stands."""
+        low, high = self._y
+        return TOP + (high - _root(damage)) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+
+def _root(value: float) -> float:
+    return math.copysign(math.sqrt(abs(value)), value)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -97,7 +110,8 @@ def _curve(result: Repair) -> str:
         "<h2>Retention against task</h2>"
         "<p class=soft>Each point is one candidate. Further right it does more of the task, further down the base lost "
         "less; the untouched adapter is the point at 100%. The line is uniform scaling, which every other method must "
-        "surely beat at the same task score to be chosen. Hollow points lose more of the exact answers than allowed."
+        "surely beat at the same task score to be chosen. Both axes are stretched near to no loss. Hollow points lose "
+        "more of the exact answers than allowed."
         f"{note}</p><p>{key}</p>"
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="damage to the base against the share '
         f'of the task that is kept, {len(axes.shown)} candidates">{"".join(drawn)}</svg>'
@@ -106,32 +120,26 @@ def _curve(result: Repair) -> str:
 
 def _grid(axes: _Axes) -> list[str]:
     drawn = []
-    for value in _steps(*axes.x):
-        x = axes.across(value)
+    for lost, x in _ticks(lambda lost: axes.across(1.0 - lost), (LEFT, WIDTH - RIGHT), apart=56):
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--line)"/>')
-        drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:.0%}</text>')
-    heights = _steps(*axes.y)
-    digits = max(0, -math.floor(math.log10(heights[1] - heights[0]) + 1e-9))
-    for value in heights:
-        y = axes.down(value)
+        drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{100 - lost * 100:g}%</text>')
+    for damage, y in _ticks(axes.down, (TOP, HEIGHT - BOTTOM), apart=22):
         drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:+.{digits}f}</text>')
-    middle = (HEIGHT - BOTTOM + TOP) / 2
+        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{damage:+g}</text>'.replace("+0<", "0<"))
+    aside = f'transform="translate(14 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)" text-anchor="middle"'
     drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">share of the task that is kept</text>')
-    aside = f'transform="translate(14 {middle}) rotate(-90)" text-anchor="middle"'
     drawn.append(f"<text {aside}>bits per byte more than the base</text>")
     return drawn
 
 
-def _steps(low: float, high: float) -> list[float]:
-    """Return about five round values in a range."""
-    width = (high - low) / 5
-    power = 10.0
-    while power > width:
-        power /= 10
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= width)
-    first = int(low // step)
-    return [at * step for at in range(first, first + 12) if low <= at * step <= high]
+def _ticks(place: Callable[[float], float], inside: tuple[float, float], *, apart: float) -> list[tuple[float, float]]:
+    """Return round values with their places: none outside, none too near to another one, nought first of all."""
+    ticks: list[tuple[float, float]] = []
+    for value in TICKS:
+        at = place(value)
+        if inside[0] <= at <= inside[1] and all(abs(at - other) >= apart for _, other in ticks):
+            ticks.append((value, at))
+    return ticks
 
 
 def _dot(one: Candidate, axes: _Axes) -> str:
