@@ -256,6 +256,12 @@ def test_an_adapter_that_did_not_learn_is_refused(forgetful: Project) -> None:
     assert result.outcome == "refused"
     assert "not surely learned" in result.reasons[0]
     assert result.candidates == ()
+    said = CliRunner().invoke(cli.app, ["repair", "runs/lights", "--json", "out.json"])
+    be_quiet()
+    assert said.exit_code == 1
+    assert "runs/lights is as it was" in said.output
+    assert "not surely learned" in said.output
+    assert json.loads(Path("out.json").read_bytes())["outcome"] == "refused"
 
 
 def test_the_null_adapter_is_refused_for_its_task(forgetful: Project) -> None:

@@ -155,12 +155,11 @@ def damage(reference: Point, candidate: Point, part: Part, margins: Margins) -> 
     A right answer of a choice suite is a text as well, and its likelihood moves long before an answer flips.
     """
     answers = part.answers()
-    pairs = [
-        _bits(one, other, answers)
-        for one, other in zip(reference.results, candidate.results, strict=True)
-        if one.guards != "stereotype"  # there is no right answer there
-    ]
-    return Drop(tuple(pairs), resamples=margins.resamples, seed=margins.seed)
+    both = list(zip(reference.results, candidate.results, strict=True))
+    # Where stereotypes are measured there is no right answer: they count only if there is nothing else.
+    counted = [pair for pair in both if pair[0].guards != "stereotype"] or both
+    pairs = tuple(_bits(one, other, answers) for one, other in counted)
+    return Drop(pairs, resamples=margins.resamples, seed=margins.seed)
 
 
 def _bits(one: SuiteResult, other: SuiteResult, answers: Mapping[tuple[str, str], int]) -> Paired:
