@@ -27,6 +27,12 @@ def be_quiet(quiet: bool = True) -> None:
     _quiet = quiet
 
 
+def say(text: str) -> None:
+    """Print a line beside the progress, on standard error."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Show no progress of what is done meanwhile: it is part of something that shows its own."""

@@ -6,7 +6,7 @@ import pytest
 
 from pitstop import records
 from pitstop.demo.story import RECIPES
-from pitstop.retention.gate import Margins
+from pitstop.retention.margins import Margins
 from pitstop.workshop.recipe import Recipe
 
 

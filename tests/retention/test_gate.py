@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +8,11 @@ from hypothesis import strategies as st
 
 from forgetting import accuracy, bits, learned
 from pitstop.errors import BrokenInput, RecordError
-from pitstop.retention.gate import ALL_CHOICES, TASK, TASK_SCORE, Criterion, Margins, Verdict, check_margins, gate, holm
+from pitstop.retention.gate import ALL_CHOICES, Criterion, Verdict, gate, holm
+from pitstop.retention.margins import Margins, check_margins
 from pitstop.retention.paired import Paired
+from pitstop.retention.suite import Ability
+from pitstop.retention.wording import TASK, TASK_SCORE
 
 
 def healthy() -> list[Paired]:
@@ -239,3 +243,55 @@ def test_the_order_of_items_does_not_matter(seed: int) -> None:
                                 (pair.groups, pair.baseline, pair.adapted, pair.weights)), pair.chance,
     )  # fmt: skip
     assert gate([moved], None, {}, quick) == gate([pair], None, {}, quick)
+
+
+def guarding(ability: Ability, **figures: Any) -> Paired:
+    return replace(accuracy(ability, chance=0.5 if ability == "stereotype" else 0.0, **figures), guards=ability)
+
+
+@pytest.mark.parametrize("ability", ["format", "safety"])
+def test_form_and_safety_have_margins_of_their_own_and_are_not_pooled(ability: Ability) -> None:
+    suite = guarding(ability, items=300, lost=12)
+    margins = replace(Margins(), **{ability: 0.08})
+    verdict = gate([*healthy(), suite], learned(), {}, margins)
+    assert (named(verdict, ability).outcome, named(verdict, ability).margin) == ("pass", 0.08)
+    assert named(verdict, ALL_CHOICES).items == 649
+    strict = gate([*healthy(), suite], learned(), {}, replace(Margins(), **{ability: 0.01}))
+    assert strict.outcome == named(strict, ability).outcome == "fail"
+
+
+def test_where_only_the_form_of_answers_is_lost_the_advice_says_so() -> None:
+    verdict = gate([*healthy(), guarding("format", items=200, lost=90)], learned(), {})
+    assert verdict.outcome == "fail"
+    assert "format drift" in verdict.advice[0]
+    both = gate(
+        [*healthy()[1:], accuracy("piqa", items=250, lost=90), guarding("format", items=200, lost=90)], None, {}
+    )
+    assert "pitstop repair" in both.advice[0]
+
+
+@pytest.mark.parametrize(("lost", "gained", "outcome"), [(10, 10, "pass"), (90, 5, "fail"), (5, 90, "fail")])
+def test_stereotypes_may_drift_neither_way(lost: int, gained: int, outcome: str) -> None:
+    suite = guarding("stereotype", items=400, lost=lost, gained=gained, right=0.6)
+    verdict = gate([*healthy(), suite], learned(), {})
+    assert named(verdict, "stereotype").outcome == outcome
+    assert named(verdict, "stereotype").two_sided
+
+
+def test_a_base_without_stereotypes_is_not_blind_for_new_ones() -> None:
+    suite = guarding("stereotype", items=400, gained=90, right=0.5)
+    assert named(gate([*healthy(), suite], learned(), {}), "stereotype").outcome == "fail"
+
+
+def test_an_early_look_must_be_surer_than_one_that_sees_everything_at_once() -> None:
+    at_once, first, last = (gate(healthy(), learned(), {}, look=look) for look in (0, 1, 3))
+    assert first.confidence > last.confidence > at_once.confidence == 0.95
+    bounds = [named(verdict, ALL_CHOICES).upper or 0 for verdict in (at_once, last, first)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[2]
+
+
+@pytest.mark.parametrize("looks", [(), (0.5,), (0.5, 0.5, 1.0), (0.0, 1.0), (0.7, 0.3, 1.0), (float("nan"), 1.0)])
+def test_looks_must_rise_to_all_items(looks: tuple[float, ...]) -> None:
+    with pytest.raises(RecordError, match="looks"):
+        check_margins(Margins(looks=looks))

@@ -13,8 +13,9 @@ from pitstop.engines.base import Use, log_softmax
 from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file
 from pitstop.retention import builders
+from pitstop.retention.drift import drift
 from pitstop.retention.gate import gate
-from pitstop.retention.measure import drift, measure, pair, pair_all
+from pitstop.retention.measure import measure, pair, pair_all
 from pitstop.retention.suite import ChoiceItem, TextItem, make
 
 PROMPTING = Prompting(
@@ -77,7 +78,7 @@ def test_the_order_of_items_and_batches_changes_no_figure(
     engine: BigramEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = measure(engine, ALL)
-    monkeypatch.setattr("pitstop.retention.measure.BATCH_ROWS", 1)
+    monkeypatch.setattr("pitstop.retention.scoring.BATCH_ROWS", 1)
     assert measure(engine, ALL) == at_once
 
 

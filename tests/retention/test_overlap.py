@@ -10,7 +10,8 @@ from forgetting import BigramEngine, choices, inverted, probe, texts
 from pitstop.bundle.manifest import Prompting
 from pitstop.engines.base import PLAIN_BASE
 from pitstop.errors import DatasetError
-from pitstop.retention.measure import drift, measure
+from pitstop.retention.drift import drift
+from pitstop.retention.measure import measure
 from pitstop.retention.overlap import OVERLAP, SHORT, grams, set_aside, set_documents_aside, trained_on
 from pitstop.retention.report import Measured, make_report
 from pitstop.retention.suite import ChoiceItem, Suite, TextItem, make

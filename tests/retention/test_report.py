@@ -11,8 +11,9 @@ from forgetting import BigramEngine, chats, choices, inverted, probe, texts
 from pitstop.bundle.manifest import Prompting
 from pitstop.errors import UsageError
 from pitstop.records import from_json, load_json, save_json, to_json
-from pitstop.retention.gate import Margins
-from pitstop.retention.measure import drift, measure
+from pitstop.retention.drift import drift, scale_curve
+from pitstop.retention.margins import Margins
+from pitstop.retention.measure import measure
 from pitstop.retention.report import Measured, RetentionReport, make_report, print_table, regate, write_html
 from pitstop.retention.task import TaskRow, measure_task
 
@@ -31,6 +32,7 @@ def measured(engine: BigramEngine, strength: float, *, task: bool = True) -> Mea
         drift(engine, suites, use, PROMPTING),
         measure_task(engine, rows, metric="json") if task else None,
         measure_task(engine, rows, use, metric="json") if task else None,
+        scale_curve(engine, suites, use, PROMPTING, rows),
     )
 
 
@@ -134,7 +136,16 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path, strength: float, wo
     assert not re.search(r"https?://|url\(|@import", source)
     assert word in page.text
     assert "<home>" in page.text
-    for name in ("all choice suites", "words", "corpus", "kl-general", "kl-chat", "exact answers", "40 held-out rows"):
+    for name in (
+        "all knowledge suites",
+        "words",
+        "corpus",
+        "kl-general",
+        "kl-chat",
+        "What a smaller scale would do",
+        "exact answers",
+        "40 held-out rows",
+    ):
         assert name in page.text
     assert page.tags >= {"svg", "rect", "line"}
     assert "prefers-color-scheme:dark" in source

@@ -80,7 +80,7 @@ def test_a_record_that_lies_about_its_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as refusal:
         load(tmp_path)
     assert "5 items, suite.json says 6" in str(refusal.value)
-    assert "chance is 0.3, by the number of options it is 0.5" in str(refusal.value)
+    assert "chance is 0.3, by the items it is 0.5" in str(refusal.value)
 
 
 def test_a_chat_suite_can_only_measure_drift(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from pitstop.bundle.manifest import Bundle, check_bundle
 from pitstop.engines.llama import LlamaEngine
 from pitstop.errors import RecordError, Refused, StorageError, UsageError
 from pitstop.files import sha256_file
+from pitstop.retention import suite as suites
 from pitstop.retention.measure import ChoiceScore, SuiteResult
 from pitstop.retention.report import Measured, RetentionReport, make_report
-from pitstop.retention.suite import ChoiceItem, make
+from pitstop.retention.suite import ChoiceItem
 from pitstop.retention.task import TaskAnswer, TaskResult
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
@@ -30,7 +31,7 @@ from pitstop.workshop.train import train
 from workbench import Project
 
 ITEMS = 300
-SUITE = make(
+SUITE = suites.make(
     "facts",
     "choice",
     [ChoiceItem(f"q{number}", f"q{number}", "It is", ("so", "not so"), 0) for number in range(ITEMS)],
@@ -311,3 +312,13 @@ def test_a_manifest_ships_one_file_attached_or_merged(proven: Project) -> None:
             check_bundle(replace(bundle, artifacts=artifacts))
     with pytest.raises(RecordError, match=r"scale: 0.5 of a merged model must be 1"):
         check_bundle(replace(bundle, artifacts=(merged,), scale=0.5))
+
+
+def test_a_suite_that_changed_since_the_report_is_refused(proven: Project) -> None:
+    suites.save(SUITE, Path("suites", "facts"))
+    pack(Path("recipe.toml"))
+    items = SUITE.of(ChoiceItem)[1:]
+    other = suites.make("facts", "choice", items, license="CC0-1.0", source="made here", description="for a test")
+    suites.save(other, Path("suites", "facts"))
+    with pytest.raises(Refused, match="changed since they were measured: facts"):
+        pack(Path("recipe.toml"))

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ _END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
     "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """What an adapter adds to one matrix: scaling x B A, A of shape (rank, inputs), B of shape (outputs, rank)."""
+
+    name: str
+    layer: torch.nn.Module
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
 
 
 class TorchEngine(Engine):
@@ -117,6 +129,19 @@ class TorchEngine(Engine):
     def invocation(self, adapter: str) -> tuple[int, ...]:
         check_use(Use(adapter), self._inner)
         return self._invocations[adapter]
+
+    def lora_pairs(self, adapter: str) -> Iterator[LoraPair]:
+        """Yield the matrices that an adapter adds to the base's.
+
+        Raises:
+            UsageError: no such adapter.
+        """
+        check_use(Use(adapter), self._inner)
+        inner = self._inner[adapter]
+        for name, layer in self._model.named_modules():
+            if inner in getattr(layer, "lora_A", ()):
+                a, b = (pairs[inner].weight.detach() for pairs in (layer.lora_A, layer.lora_B))
+                yield LoraPair(name, layer, a, b, float(layer.scaling[inner]))
 
     def _check_modules(self, config: LoraConfig, path: Path) -> None:
         if not isinstance(config.target_modules, (set, list)):

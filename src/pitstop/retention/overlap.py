@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pitstop.errors import DatasetError
-from pitstop.retention.measure import Drift, SuiteResult
-from pitstop.retention.suite import ChatItem, ChoiceItem, Item, Suite
+from pitstop.retention.drift import Drift
+from pitstop.retention.measure import SuiteResult
+from pitstop.retention.suite import AnswerItem, ChatItem, ChoiceItem, ClozeItem, Item, Suite, TextItem
 
 OVERLAP = 13  # words in a row that count as the same text
 SHORT = 6  # words; what is shorter stands in many texts by chance
@@ -26,9 +27,17 @@ def grams(text: str, length: int = OVERLAP) -> set[Gram]:
 
 def words_of(item: Item) -> str:
     """Return everything a suite's item says, in one text."""
-    if isinstance(item, ChoiceItem):
-        return " ".join((item.prompt, *item.options))
-    return f"{item.prompt} {item.reply}" if isinstance(item, ChatItem) else item.text
+    match item:
+        case ChoiceItem():
+            return " ".join((item.prompt, *item.options))
+        case ClozeItem():
+            return f"{item.prompt} {item.answer}"
+        case AnswerItem():
+            return item.prompt
+        case ChatItem():
+            return f"{item.prompt} {item.reply}"
+        case TextItem():
+            return item.given + item.text
 
 
 def trained_on(suites: Sequence[Suite], texts: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pitstop.retention.gate import TASK, TASK_SCORE, Criterion, amount
+from pitstop.retention.gate import Criterion
+from pitstop.retention.wording import TASK, TASK_SCORE, amount, looked
 
 if TYPE_CHECKING:
-    from pitstop.retention.measure import Drift
+    from collections.abc import Sequence
+
+    from pitstop.retention.drift import Drift, ScalePoint
     from pitstop.retention.report import RetentionReport, SuiteSummary, TaskSummary
 
 # The forest plot's axis, in margins: 0 is "no change", 1 is "as much as may be lost".
@@ -46,6 +50,9 @@ border-top:1px solid var(--line)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-top:1px solid var(--line);vertical-align:top}
 td.n{font-variant-numeric:tabular-nums}th,td.n,td:first-child,td code{white-space:nowrap}code{font-size:.85em}
+.plots{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}figure{margin:.5rem 0}
+figure svg{width:100%;height:9rem;overflow:visible;padding:0 .5rem;box-sizing:border-box}
+@media(max-width:40rem){.plots{grid-template-columns:1fr}}
 @media(max-width:40rem){.row{grid-template-columns:1fr}.row .name{font-weight:600}}
 """
 
@@ -67,6 +74,8 @@ def _verdict(report: RetentionReport) -> str:
     word, sentence = HEADLINES[verdict.outcome]
     if verdict.outcome == "inconclusive" and all(criterion.outcome != "fail" for criterion in _kept(report)):
         sentence += " That is not a pass."
+    if report.look:
+        sentence += f" {looked(report.look, report.margins)}."
     lists = _list("What stands in the way", verdict.reasons) + _list("Look at this", verdict.warnings)
     return (
         f"<h1>Retention of <code>{escape(report.adapter)}</code></h1>"
@@ -91,7 +100,7 @@ def _forest(report: RetentionReport) -> str:
         '<div class="row axis"><span></span><svg role="presentation">'
         f"{_label(0.0, 'no change')}{_label(1.0, 'margin')}</svg><span></span></div>"
     )
-    confidence = f"{report.margins.confidence:.0%}"
+    confidence = f"{report.verdict.confidence:.1%}"
     return (
         "<h2>What the base lost</h2>"
         "<p class=soft>The point is the measured drop, the line its one-sided "
@@ -189,7 +198,47 @@ def _drift(report: RetentionReport) -> str:
         "<h2>How far it moved from the base</h2>"
         "<p class=soft>KL(base‖adapted) in nats per token, averaged over documents. It warns and does not judge.</p>"
         "<div class=scroll><table><tr><th>probe<th>mean<th>median<th>largest<th>documents<th></tr>"
-        f"{rows}</table></div>"
+        f"{rows}</table></div>{_displacement(report)}{_curve(report.curve)}"
+    )
+
+
+def _curve(curve: Sequence[ScalePoint]) -> str:
+    """Plot what a smaller scale would forget, and what it would unlearn."""
+    if not curve:
+        return ""
+    plots = [_plot("KL to the base", [(point.scale, point.kl) for point in curve], "fail")]
+    learned = [(point.scale, point.task) for point in curve if point.task is not None]
+    if learned:
+        plots.append(_plot("loss on the task's answers", learned, "adapted"))
+    return (
+        "<h2>What a smaller scale would do</h2><p class=soft>Nats per token at parts of the scale, on a part of the "
+        f"probes and of the task's rows. At 0 it is the base.</p><div class=plots>{''.join(plots)}</div>"
+    )
+
+
+def _plot(title: str, points: Sequence[tuple[float, float]], color: str) -> str:
+    highest = max((value for _, value in points), default=0.0) or 1.0
+    places = [(100 * scale, 90 - 80 * value / highest) for scale, value in points]
+    lines = "".join(
+        f'<line x1="{x:.1f}%" y1="{y:.1f}%" x2="{after_x:.1f}%" y2="{after_y:.1f}%" stroke="var(--{color})" '
+        'stroke-width="2"/>'
+        for (x, y), (after_x, after_y) in itertools.pairwise(places)
+    )
+    dots = "".join(f'<circle cx="{x:.1f}%" cy="{y:.1f}%" r="4" fill="var(--{color})"/>' for x, y in places)
+    said = ", ".join(f"{scale:g}: {value:.3f}" for scale, value in points)
+    return (
+        f'<figure><figcaption>{title}</figcaption><svg role="img" aria-label="{title}: {said}">'
+        f'<line x1="0" y1="90%" x2="100%" y2="90%" stroke="var(--line)"/>{lines}{dots}</svg>'
+        f"<small>{said}</small></figure>"
+    )
+
+
+def _displacement(report: RetentionReport) -> str:
+    if report.displacement is None:
+        return ""
+    return (
+        f"<p>F<sub>Δ</sub> = {report.displacement:.3f}: what the adapter adds to the output of a matrix, as a share of "
+        "the length of what goes in, on general text under the plain base.</p>"
     )
 
 
@@ -204,22 +253,28 @@ def _suites(report: RetentionReport) -> str:
     rows = "".join(_suite_row(suite) for suite in report.suites)
     return (
         "<h2>What was measured</h2><div class=scroll><table>"
-        "<tr><th>suite<th>items<th>excluded<th>trained on<th>guessing<th>answer margin<th>source, licence<th>digest"
+        "<tr><th>suite<th>items<th>excluded<th>trained on<th>guessing<th>forgotten, gained<th>answer margin"
+        "<th>source, licence<th>digest"
         f"</tr>{rows}</table></div>"
         "<p><small>Excluded: items that do not fit the context. Trained on: items that stand in the training rows, "
-        "and do not count. Answer margin: how much more likely the right option "
-        "is than the best wrong one, in nats (per byte, unless the suite scores whole options).</small></p>"
+        "and do not count. Forgotten: right without the adapter and wrong with it, in brackets what is left of it when "
+        "what guessing alone would turn is taken off; gained: the other way. Answer margin: how much more likely the "
+        "right option is than the best wrong one, in nats (per byte, unless the suite scores whole options)."
+        "</small></p>"
     )
 
 
 def _suite_row(suite: SuiteSummary) -> str:
     chance = "" if suite.chance is None else f"{suite.chance:.0%}"
-    margin = ""
+    margin = changed = ""
+    if suite.flips is not None:
+        found = suite.flips
+        changed = f"{found.forgotten:.1%} ({found.truly_forgotten:.1%}), {found.gained:.1%}"
     if suite.baseline_margin is not None and suite.adapted_margin is not None:
         margin = f"{suite.baseline_margin:+.3f} → {suite.adapted_margin:+.3f}"
     return (
         f"<tr><td>{escape(suite.name)}<td class=n>{suite.items}<td class=n>{suite.excluded}"
-        f"<td class=n>{suite.trained_on}<td class=n>{chance}<td class=n>{margin}"
+        f"<td class=n>{suite.trained_on}<td class=n>{chance}<td class=n>{changed}<td class=n>{margin}"
         f"<td>{escape(suite.source)}<br><small>{escape(suite.license)}</small>"
         f'<td><code title="{escape(suite.digest)}">{escape(suite.digest[:12])}</code></tr>'
     )

@@ -115,6 +115,16 @@ class Drop:
             return 0.0 if self.value > margin else 1.0
         return _share(self._studentized >= (self.value - margin) / self._error)
 
+    def p_below(self, margin: float) -> float:
+        """Return the p-value of "the drop is at least the margin": small means it is surely less."""
+        if not self.enough:
+            return 1.0
+        if self.binary:
+            return max(NormalDist().cdf(self._tango(margin)), _share(self._means >= margin))
+        if self._error == 0.0:
+            return 0.0 if self.value < margin else 1.0
+        return _share(self._studentized <= (self.value - margin) / self._error)
+
     def _bound(self, level: float, *, below: bool) -> float | None:
         if not self.enough:
             return None

@@ -14,14 +14,18 @@ from rich.table import Table
 from pitstop.engines.base import Engine
 from pitstop.errors import UsageError
 from pitstop.files import write_bytes
-from pitstop.retention.gate import Criterion, Margins, Verdict, amount, gate
-from pitstop.retention.measure import Drift, SuiteResult, pair_all
+from pitstop.retention.drift import Drift, ScalePoint
+from pitstop.retention.flips import Flips, flips
+from pitstop.retention.gate import Criterion, Verdict, gate
+from pitstop.retention.margins import Margins
+from pitstop.retention.measure import SuiteResult, pair_all
 from pitstop.retention.page import page
 from pitstop.retention.paired import Paired
 from pitstop.retention.suite import Kind, Suite
 from pitstop.retention.task import Metric, TaskResult, pair_task
+from pitstop.retention.wording import amount, looked
 
-FORMAT = 1  # of the JSON
+FORMAT = 2  # of the JSON
 LIBRARIES = (
     "pitstop",
     "numpy",
@@ -50,6 +54,7 @@ class SuiteSummary:
     adapted: float
     baseline_margin: float | None  # choice: mean of the right option over the best wrong one, nats (per byte)
     adapted_margin: float | None  # moves before accuracy does
+    flips: Flips | None  # answers that changed; None for texts
     trained_on: int = 0  # items that were set aside, for they stand in the training rows
 
 
@@ -94,6 +99,9 @@ class RetentionReport:
     verdict: Verdict
     paired: tuple[Paired, ...]  # per item: what the gate judged
     paired_task: Paired | None
+    look: int = 0  # which of the margins' looks decided, from 1; 0: everything was looked at once
+    curve: tuple[ScalePoint, ...] = ()  # what a smaller scale would do; none: the adapter has one scale
+    displacement: float | None = None  # F_delta: mean |dW x| / |x| on general text; None: the engine cannot tell
     artifact_sha256: str | None = None  # of the file that ships, if that was measured; None: the trained adapter
 
 
@@ -107,6 +115,7 @@ class Measured:
     drift: Sequence[Drift]
     task_base: TaskResult | None = None
     task_adapted: TaskResult | None = None
+    curve: Sequence[ScalePoint] = ()
 
 
 def make_report(
@@ -118,12 +127,16 @@ def make_report(
     scale: float = 1.0,
     margins: Margins | None = None,
     inputs: str = "",
+    look: int = 0,
+    displacement: float | None = None,
     artifact_sha256: str | None = None,
 ) -> RetentionReport:
     """Judge what was measured, and write down what it was measured on.
 
     Args:
         adapter_sha256: digest of the trained weights.
+        look: which of the margins' looks this is, from 1; 0 if everything is looked at once.
+        displacement: F_delta on general text, if it was measured.
         artifact_sha256: digest of the file that was loaded, if it was made from them to be shipped.
 
     Raises:
@@ -151,9 +164,12 @@ def make_report(
         drift=drift,
         task=_task_summary(measured.task_base, measured.task_adapted),
         margins=margins,
-        verdict=gate(paired, paired_task, {probe.suite: probe.mean for probe in drift}, margins),
+        verdict=gate(paired, paired_task, {probe.suite: probe.mean for probe in drift}, margins, look=look),
         paired=paired,
         paired_task=paired_task,
+        look=look,
+        curve=tuple(measured.curve),
+        displacement=displacement,
         artifact_sha256=artifact_sha256,
     )
 
@@ -165,7 +181,7 @@ def regate(report: RetentionReport) -> Verdict:
         BrokenInput, RecordError: as for `gate`.
     """
     drift = {probe.suite: probe.mean for probe in report.drift}
-    return gate(report.paired, report.paired_task, drift, report.margins)
+    return gate(report.paired, report.paired_task, drift, report.margins, look=report.look)
 
 
 def write_html(report: RetentionReport, path: Path) -> None:
@@ -192,12 +208,26 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
         outcome = f"[{color.get(criterion.outcome, 'dim')}]{criterion.outcome}[/]"
         table.add_row(*map(escape, _cells(criterion)), outcome)
     console.print(table)
+    if report.look:
+        sure = f"bounds are one-sided, each with {verdict.confidence:.1%} confidence"
+        console.print(f"{looked(report.look, report.margins)}; {sure}", highlight=False)
+    for summary in report.suites:
+        if summary.flips is not None and summary.flips.churn:
+            found = summary.flips
+            said = f"{found.forgotten:.1%} of the items forgotten ({found.truly_forgotten:.1%} beyond chance)"
+            console.print(f"{summary.name}: {said}, {found.gained:.1%} gained", highlight=False, markup=False)
     for suite in report.suites:
         if suite.trained_on:
             said = f"{suite.trained_on} items stand in the training rows and do not count"
             console.print(f"{suite.name}: {said}", highlight=False, markup=False)
     for probe in report.drift:
         console.print(f"KL to the base, {probe.suite}: {probe.mean:.3f} nats per token", highlight=False)
+    for point in report.curve:
+        unlearned = "" if point.task is None else f", loss on the task's answers {point.task:.3f}"
+        said = f"at {point.scale:g} of its scale: KL to the base {point.kl:.3f}{unlearned} nats per token"
+        console.print(said, highlight=False)
+    if report.displacement is not None:
+        console.print(f"F_delta on general text: {report.displacement:.3f}", highlight=False)
     if report.task is not None:
         old, new = report.task.baseline, report.task.adapted
         said = f"exact {old.exact:.1%} → {new.exact:.1%}"
@@ -242,6 +272,7 @@ def _summaries(measured: Measured, paired: Sequence[Paired]) -> tuple[SuiteSumma
                 adapted=pair.score[1],
                 baseline_margin=_margin(base),
                 adapted_margin=_margin(adapted),
+                flips=flips(pair) if pair.kind == "choice" else None,
                 trained_on=len(base.trained_on),
             )
         )

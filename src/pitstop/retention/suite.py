@@ -1,13 +1,25 @@
 """Retention suites: fixed items the base can do and must keep doing.
 
 A suite is a folder with `suite.json` (what it is, where it comes from, the digest of its items) and `items.jsonl`
-(one item a line). Three kinds of item:
+(one item a line). Five kinds of item:
 
     choice   a prompt and options, one of them right: scored by which option the model finds most likely
+    cloze    a prompt and how it goes on: right if every token of that is the most likely one (as LAMBADA is scored)
+    answer   a user's prompt and a rule: right if the answer, generated greedily in the base's chat format, keeps it
     text     a text: scored in bits per byte
     chat     a user's prompt and a reply, rendered with the base's chat template: drift of the reply's tokens
 
 `purpose` says what a suite is for: `retention` suites are gated; `drift` suites only give KL to the base.
+
+Options compete, as `scoring` says, with
+
+    per byte   ln p(option | prompt) / bytes: for options of like content and unlike length
+    whole      ln p(option | prompt): for short options, and for pairs that differ in a word
+    pmi        ln p(option | prompt) - ln p(option | neutral), where `neutral` is a prompt that asks for nothing
+               (domain-conditional PMI: Holtzman et al. 2021, arXiv:2104.08315): for options of unlike frequency
+
+Items stand in an order that is a hash's (`sampling.py`), so any first part of a suite is a random sample of it: a gate
+may look at a quarter first.
 """
 
 import hashlib
@@ -21,10 +33,11 @@ from typing import Any, Literal, TypeVar
 from pitstop.errors import BrokenInput, DatasetError, RecordError
 from pitstop.files import write_bytes
 from pitstop.records import from_mapping, load_json, save_json, to_mapping
+from pitstop.retention import checkers
 
-Kind = Literal["choice", "text", "chat"]
+Kind = Literal["choice", "cloze", "answer", "text", "chat"]
 Purpose = Literal["retention", "drift"]
-Scoring = Literal["per byte", "whole"]
+Scoring = Literal["per byte", "whole", "pmi"]
 Ability = Literal["knowledge", "format", "safety", "stereotype"]
 
 RECORD = "suite.json"
@@ -44,9 +57,10 @@ class SuiteRecord:
     license: str
     source: str
     description: str
-    chance: float | None = None  # accuracy of guessing, a fraction; None unless kind is "choice"
-    scoring: Scoring = "per byte"  # what options compete with: ln p per byte, or ln p of the whole option
+    chance: float | None = None  # accuracy of guessing, a fraction; None where nothing is right or wrong
+    scoring: Scoring = "per byte"  # what options compete with
     guards: Ability = "knowledge"  # which margin of the gate applies; "stereotype": no drift either way is wanted
+    neutral: str | None = None  # the prompt that asks for nothing; just where scoring is "pmi"
 
 
 @dataclass(frozen=True)
@@ -61,12 +75,35 @@ class ChoiceItem:
 
 
 @dataclass(frozen=True)
+class ClozeItem:
+    """A prompt and what comes next, after a space: right if the model itself would say so."""
+
+    id: str
+    group: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class AnswerItem:
+    """A user's prompt, and the rule that the model's answer must keep."""
+
+    id: str
+    group: str
+    prompt: str
+    checker: str  # a name of `checkers.py`
+    arguments: tuple[str, ...] = ()  # of the checker
+    max_tokens: int = 48  # the answer is cut there, and the rule must be kept by then
+
+
+@dataclass(frozen=True)
 class TextItem:
-    """A text whose every token after the first is scored."""
+    """A text whose every token after the first is scored; with something given, every token of it."""
 
     id: str
     group: str
     text: str
+    given: str = ""  # what stands before the text, and is not scored
 
 
 @dataclass(frozen=True)
@@ -79,10 +116,12 @@ class ChatItem:
     reply: str
 
 
-Item = ChoiceItem | TextItem | ChatItem
-SomeItem = TypeVar("SomeItem", ChoiceItem, TextItem, ChatItem)
-ITEM_TYPES: dict[str, type[ChoiceItem] | type[TextItem] | type[ChatItem]] = {
+Item = ChoiceItem | ClozeItem | AnswerItem | TextItem | ChatItem
+SomeItem = TypeVar("SomeItem", ChoiceItem, ClozeItem, AnswerItem, TextItem, ChatItem)
+ITEM_TYPES: dict[Kind, type[Item]] = {
     "choice": ChoiceItem,
+    "cloze": ClozeItem,
+    "answer": AnswerItem,
     "text": TextItem,
     "chat": ChatItem,
 }
@@ -119,18 +158,30 @@ def make(
     purpose: Purpose = "retention",
     scoring: Scoring = "per byte",
     guards: Ability = "knowledge",
+    neutral: str | None = None,
 ) -> Suite:
     """Make a suite out of items; digest, count and chance follow from them.
 
     Raises:
-        DatasetError: everything wrong with the items, at once.
+        DatasetError: everything wrong with the items, or with what was said of them, at once.
     """
-    problems = [problem for at, item in enumerate(items, 1) for problem in _item_problems(f"item {at}", item)]
-    problems += _duplicates(items) + _misfits(kind, items) + ([] if items else ["no items"])
+    record = SuiteRecord(
+        name=name,
+        kind=kind,
+        purpose=purpose,
+        items_sha256=hashlib.sha256(_lines(items)).hexdigest(),
+        count=len(items),
+        license=license,
+        source=source,
+        description=description,
+        chance=chance_level(kind, items),
+        scoring=scoring,
+        guards=guards,
+        neutral=neutral,
+    )
+    problems = [problem for at, item in enumerate(items, 1) for problem in item_problems(f"item {at}", item)]
+    problems += _duplicates(items) + _misfits(kind, items) + ([] if items else ["no items"]) + _wording(record)
     _refuse(problems, where=name)
-    digest = hashlib.sha256(_lines(items)).hexdigest()
-    chance = chance_level(items) if kind == "choice" else None
-    record = SuiteRecord(name, kind, purpose, digest, len(items), license, source, description, chance, scoring, guards)
     return Suite(record, tuple(items))
 
 
@@ -184,8 +235,10 @@ def load_all(folder: Path) -> list[Suite]:
     return suites
 
 
-def chance_level(items: Sequence[Item]) -> float:
-    """Return the accuracy of guessing: the mean of 1 / number of options."""
+def chance_level(kind: Kind, items: Sequence[Item]) -> float | None:
+    """Return the accuracy of guessing: for choices the mean of 1 / number of options; None if nothing can be right."""
+    if kind in ("text", "chat"):
+        return None
     shares = [1 / len(item.options) for item in items if isinstance(item, ChoiceItem)]
     return sum(shares) / len(shares) if shares else 0.0
 
@@ -204,7 +257,7 @@ def _parse(kind: Kind, data: bytes) -> tuple[list[Item], list[str]]:
         except RecordError as error:
             problems += [f"line {at}: {problem}" for problem in error.problems]
             continue
-        problems += _item_problems(f"line {at}", item)
+        problems += item_problems(f"line {at}", item)
         items.append(item)
     return items, problems + _duplicates(items)
 
@@ -224,7 +277,8 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _item_problems(at: str, item: Item) -> Iterator[str]:
+def item_problems(at: str, item: Item) -> Iterator[str]:
+    """Yield what is wrong with an item, each with the place given."""
     if not item.id.strip() or not item.group.strip():
         yield f"{at}: id and group must not be empty"
     match item:
@@ -239,6 +293,16 @@ def _item_problems(at: str, item: Item) -> Iterator[str]:
                 yield f"{at}: answer {item.answer} is out of range, options are 0 to {len(item.options) - 1}"
             if not item.prompt.strip():
                 yield f"{at}: the prompt is empty"
+        case ClozeItem():
+            if not item.prompt.strip() or not item.answer.strip():
+                yield f"{at}: prompt and answer must not be empty"
+        case AnswerItem():
+            if not item.prompt.strip():
+                yield f"{at}: the prompt is empty"
+            if item.max_tokens < 1:
+                yield f"{at}: max_tokens is {item.max_tokens}, it must be 1 or more"
+            for problem in checkers.problems(item.checker, item.arguments):
+                yield f"{at}: {problem}"
         case TextItem():
             if not item.text.strip():
                 yield f"{at}: the text is empty"
@@ -265,12 +329,29 @@ def _record_problems(record: SuiteRecord, data: bytes, items: Sequence[Item], *,
         problems.append(f"{len(items)} items, {RECORD} says {record.count}")
     if parsed and not items:
         problems.append("no items")
+    problems += [f"{RECORD}: {problem}" for problem in _wording(record)]
+    if parsed:
+        chance = chance_level(record.kind, items)
+        if (record.chance is None) != (chance is None) or abs((record.chance or 0.0) - (chance or 0.0)) > 1e-6:
+            problems.append(f"{RECORD}: chance is {record.chance}, by the items it is {chance and round(chance, 6)}")
+    return problems
+
+
+def _wording(record: SuiteRecord) -> list[str]:
+    """Return what in a record contradicts the rest of it."""
+    problems = []
     if record.kind == "chat" and record.purpose == "retention":
-        problems.append(f"{RECORD}: a chat suite measures drift, its purpose cannot be 'retention'")
-    if parsed and record.kind == "choice":
-        chance = chance_level(items)
-        if record.chance is None or abs(record.chance - chance) > 1e-6:
-            problems.append(f"{RECORD}: chance is {record.chance}, by the number of options it is {chance:.6g}")
+        problems.append("a chat suite measures drift, its purpose cannot be 'retention'")
+    if record.kind == "answer" and record.purpose == "drift":
+        problems.append("an answer suite has no reply to measure drift on, its purpose cannot be 'drift'")
+    if record.scoring != "per byte" and record.kind != "choice":
+        problems.append(f"scoring {record.scoring!r} is for choices, not for kind {record.kind!r}")
+    if record.scoring == "pmi" and not (record.neutral or "").strip():
+        problems.append("scoring 'pmi' needs a neutral prompt, such as neutral = \"Answer:\"")
+    if record.scoring != "pmi" and record.neutral is not None:
+        problems.append(f"neutral is for scoring 'pmi', here it is {record.scoring!r}")
+    if record.guards == "stereotype" and record.kind != "choice":
+        problems.append(f"stereotypes are guarded by choices, not by kind {record.kind!r}")
     return problems
 
 

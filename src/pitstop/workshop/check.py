@@ -1,7 +1,8 @@
 """Did the adapter learn its task, and what did the base forget? Leaves `runs/<name>/retention.json` and `.html`."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,20 @@ from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Use
 from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
-from pitstop.retention.measure import drift, measure
+from pitstop.progress import say
+from pitstop.retention.drift import drift, scale_curve
+from pitstop.retention.looks import part
+from pitstop.retention.measure import join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
+from pitstop.retention.plan import shortages
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
-from pitstop.retention.suite import Suite, load_all
+from pitstop.retention.suite import Suite, TextItem, load_all
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spread
+from pitstop.workshop.displacement import displacement
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped
@@ -29,7 +35,28 @@ from pitstop.workshop.shipped import Shipped, load_shipped
 REPORT_FILE = "retention.json"
 PAGE_FILE = "retention.html"
 CONTEXT = 1024  # tokens an item may have
+DISPLACED = 16  # texts that F_delta is measured on
 EngineName = Literal["torch", "llama"]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured, and on what."""
+
+    engine: Engine
+    recipe: Recipe
+    prompting: Prompting  # of the base itself
+    use: Use
+    invocation: Sequence[int]
+    suites: Sequence[Suite]
+    rows: Sequence[TaskRow]
+    trained_on: Mapping[str, frozenset[str]]  # ids of items by suite: they do not count
+    ships: Shipped | None
+
+    @property
+    def cache(self) -> Path:
+        """Folder for the plain base's figures."""
+        return self.recipe.base.folder / "measured"
 
 
 def check(path: Path, *, engine: EngineName | None = None, force: bool = False) -> RetentionReport:
@@ -57,8 +84,10 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
         done = recipe.run / REPORT_FILE
         if not force and (known := finished(done, RetentionReport, inputs)):
             return known
+        for shortage in shortages(suites, recipe.check.margins):
+            say(shortage.words)
         with open_shipped(recipe, ref, ships) if ships else open_trained(recipe, ref) as opened:
-            report = _measure(opened, recipe, ref, identity, suites, rows, inputs, ships)
+            report = _judge(_subject(opened, recipe, ref, suites, rows, ships), recipe, identity, inputs)
         write_html(report, recipe.run / PAGE_FILE)
         records.save_json(report, done)
         return report
@@ -78,41 +107,96 @@ def _inputs(
     return inputs_digest(identity, recipe.check, measured, str(recipe.scale), *rows, *digests)
 
 
-def _measure(
+def _subject(
     engine: Engine,
     recipe: Recipe,
     ref: BaseRef,
-    identity: adapters.Identity,
     suites: Sequence[Suite],
     rows: Sequence[TaskRow],
-    inputs: str,
     ships: Shipped | None,
-) -> RetentionReport:
-    use = ships.use(recipe.name) if ships else Use(recipe.name, recipe.scale)
-    invocation = engine.invocation(recipe.name)
-    cache = recipe.base.folder / "measured"
-    with exclusive(cache, wait=True):  # two checks at once measure the base once
-        base = measure(engine, suites, cache=cache, invocation=invocation)
-        base_task = _base_task(engine, recipe, rows, cache)
-    adapted_task = measure_task(engine, rows, use, metric=recipe.check.metric, sampling=sampling(recipe))
-    aside = trained_on(suites, _training_texts(recipe))
-    measured = Measured(
+) -> _Subject:
+    return _Subject(
+        engine=engine,
+        recipe=recipe,
+        prompting=ref.prompting,
+        use=ships.use(recipe.name) if ships else Use(recipe.name, recipe.scale),
+        invocation=engine.invocation(recipe.name),
         suites=suites,
-        base=set_aside(base, aside),
-        adapted=set_aside(measure(engine, suites, use, invocation=invocation), aside),
-        drift=set_documents_aside(drift(engine, suites, use, ref.prompting, invocation=invocation), aside),
-        task_base=base_task,
-        task_adapted=adapted_task,
+        rows=rows,
+        trained_on=trained_on(suites, _training_texts(recipe)),
+        ships=ships,
     )
-    return make_report(
-        engine,
+
+
+def _judge(subject: _Subject, recipe: Recipe, identity: adapters.Identity, inputs: str) -> RetentionReport:
+    """Measure look by look until the verdict is clear, or there is nothing more to look at."""
+    looks = recipe.check.margins.looks
+    measured = _first(subject)
+    moved = _displacement(subject)
+    for look in range(1, len(looks) + 1):
+        measured = _further(subject, measured, looks, look)
+        report = make_report(
+            subject.engine,
+            _without_trained_on(measured, subject.trained_on),
+            adapter=recipe.name,
+            adapter_sha256=identity.adapter_sha256,
+            scale=recipe.scale,
+            margins=recipe.check.margins,
+            inputs=inputs,
+            look=look if len(looks) > 1 else 0,
+            displacement=moved,
+            artifact_sha256=subject.ships.artifact.sha256 if subject.ships else None,
+        )
+        if report.verdict.outcome != "inconclusive":
+            break
+        if look < len(looks):
+            say(f"not decided by {looks[look - 1]:.0%} of the items, looking at {looks[look]:.0%}")
+    return report
+
+
+def _displacement(subject: _Subject) -> float | None:
+    texts = [item.text for suite in subject.suites if suite.record.purpose == "drift" for item in suite.of(TextItem)]
+    if not texts or not isinstance(subject.engine, TorchEngine) or subject.invocation:
+        return None  # an activated adapter moves nothing where it does not act
+    rows = [subject.engine.tokenize(text)[:CONTEXT] for text in texts[:DISPLACED]]
+    return displacement(subject.engine, subject.recipe.name, rows, subject.recipe.scale)
+
+
+def _first(subject: _Subject) -> Measured:
+    """Measure what every look needs whole: the task, and KL to the base."""
+    engine, recipe, rows = subject.engine, subject.recipe, subject.rows
+    with exclusive(subject.cache, wait=True):  # two checks at once measure the base once
+        base = _base_task(engine, recipe, rows, subject.cache)
+    adapted = measure_task(engine, rows, subject.use, metric=recipe.check.metric, sampling=sampling(recipe))
+    moved = drift(engine, subject.suites, subject.use, subject.prompting, invocation=subject.invocation)
+    scales = not (subject.ships and recipe.export.delivery == "merged")  # a merged model has one
+    settings = subject.prompting, rows
+    curve = scale_curve(engine, subject.suites, subject.use, *settings, invocation=subject.invocation) if scales else ()
+    return Measured(subject.suites, (), (), moved, base, adapted, curve)
+
+
+def _further(subject: _Subject, measured: Measured, looks: Sequence[float], look: int) -> Measured:
+    """Measure the items that a look sees for the first time."""
+    parts = [
+        replace(suite, items=tuple(part(suite.items, looks, look, group=lambda item: item.group)))
+        for suite in subject.suites
+    ]
+    parts = [suite for suite in parts if suite.items]
+    score = partial(
+        measure, subject.engine, parts, cache=subject.cache, invocation=subject.invocation, prompting=subject.prompting
+    )
+    with exclusive(subject.cache, wait=True):
+        base = score()
+    adapted = score(subject.use)
+    return replace(measured, base=join(measured.base, base), adapted=join(measured.adapted, adapted))
+
+
+def _without_trained_on(measured: Measured, aside: Mapping[str, frozenset[str]]) -> Measured:
+    return replace(
         measured,
-        adapter=recipe.name,
-        adapter_sha256=identity.adapter_sha256,
-        scale=recipe.scale,
-        margins=recipe.check.margins,
-        inputs=inputs,
-        artifact_sha256=ships.artifact.sha256 if ships else None,
+        base=set_aside(measured.base, aside),
+        adapted=set_aside(measured.adapted, aside),
+        drift=set_documents_aside(measured.drift, aside),
     )
 
 

@@ -12,6 +12,7 @@ from pitstop.bundle.manifest import Bundle, check_bundle
 from pitstop.errors import Refused, UsageError
 from pitstop.files import replacing, sha256_file
 from pitstop.retention.report import RetentionReport, regate
+from pitstop.retention.suite import load_all
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
@@ -113,6 +114,10 @@ def _refuse_unproven(
         )
     if (report.adapter_sha256, report.scale) != (identity.adapter_sha256, recipe.scale):
         raise Refused("the retention report is about another adapter", where=recipe.run / REPORT_FILE, cure=again)
+    if changed := _changed_suites(recipe, report):
+        raise Refused(
+            f"suites changed since they were measured: {', '.join(changed)}", where=recipe.check.suites, cure=again
+        )
     # An attached adapter is proven as it was trained, and parity says that what ships is the same. A merged model is
     # other weights, rounded anew: what they forgot must have been measured on them.
     if report.artifact_sha256 not in ({ships.artifact.sha256} if merged else {ships.artifact.sha256, None}):
@@ -132,6 +137,14 @@ def _refuse_unproven(
             where=recipe.run / PARITY_FILE,
             cure=too_far(recipe),
         )
+
+
+def _changed_suites(recipe: Recipe, report: RetentionReport) -> list[str]:
+    """Return the suites that are other ones now than in the report; those that are not here any more cannot tell."""
+    if not recipe.check.suites.is_dir():
+        return []
+    digests = {suite.name: suite.digest for suite in load_all(recipe.check.suites)}
+    return [suite.name for suite in report.suites if digests.get(suite.name, suite.digest) != suite.digest]
 
 
 def _write(bundle: Bundle, artifact: Path, folder: Path, counter: int | None) -> Path:

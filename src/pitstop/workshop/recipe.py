@@ -12,7 +12,7 @@ from typing import Literal
 from pitstop import records
 from pitstop.errors import RecordError, UsageError
 from pitstop.files import write_bytes
-from pitstop.retention.gate import Margins, check_margins
+from pitstop.retention.margins import Margins, check_margins
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.toml"
@@ -247,7 +247,7 @@ metric = "json"              # or "text": exact match
 rows = 150
 
 [check.margins]
-accuracy = 0.03              # all choice suites together may lose at most 3 points of accuracy, surely
+accuracy = 0.03              # all knowledge suites together may lose at most 3 points of accuracy, surely
 bits_per_byte = 0.05         # no text suite may rise by more
 
 [export]

@@ -112,6 +112,11 @@ class Adapters:
                 pointers.append((loaded.pointer, scale))
         return pointers
 
+    def model(self, tag: Tag) -> Model:
+        """Return whose weights a tag is computed with: a merged model's, or the base's."""
+        merged = self._loaded[tag.names[0]].model if tag.adapters else None
+        return merged or self._base
+
     def close(self) -> None:
         """Give back the memory of all; the base frees what is attached to it."""
         for loaded in self._loaded.values():

@@ -10,6 +10,7 @@ import codecs
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -21,6 +22,7 @@ from pitstop.engines.answer import Wording, check_sampling, check_tokens
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
 from pitstop.engines.llama.adapters import Adapters
 from pitstop.engines.llama.crew import Crew
+from pitstop.engines.llama.forest import Groves, fits, forests
 from pitstop.engines.llama.kv import available_bytes, context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
@@ -88,6 +90,7 @@ class LlamaEngine(Engine):
                 )
             self._scratch = sequences  # the one after those of conversations
             self._scratch_taken = False
+            self._groves = Groves()
             self._lanes = Lanes(self._context(self._model), self._own_context, sequences + 1, own_lanes, self._park)
         except BaseException:
             self._model.free()
@@ -151,6 +154,7 @@ class LlamaEngine(Engine):
             raise UsageError(f"no adapter {name!r} is loaded")
         self._parking.drop(name)
         self._lanes.forget(name)
+        self._groves.clear()
         self._adapters.unload(name)
 
     def tokenize(self, text: str) -> list[int]:
@@ -206,6 +210,33 @@ class LlamaEngine(Engine):
             self._scratch_taken = False
             if not self._closed:
                 (lane.empty if finite == len(scratch.tokens) else lane.heal)(scratch)
+
+    def logits_batch(
+        self, rows: Sequence[Sequence[int]], use: Use = PLAIN_BASE, *, firsts: Sequence[int] | None = None
+    ) -> Iterator[Logits]:
+        firsts = firsts or [0] * len(rows)
+        under: list[Tag | None] = []  # what each is evaluated under together with its neighbours; None: by itself
+        for row, first in zip(rows, firsts, strict=True):
+            tag = self._tag(use, row)
+            check_tokens(row, self.context_length, self.vocabulary_size)
+            if not 0 <= first < len(row):
+                raise UsageError(f"first is {first}, it must be from 0 to {len(row) - 1}")
+            under.append(tag if fits(row, first) and not tag.active_from else None)
+        for tag, group in groupby(zip(under, rows, firsts, strict=True), key=lambda entry: entry[0]):
+            part = [(row, first) for _, row, first in group]
+            if tag is None:
+                yield from (self.logits(row, use, first=first) for row, first in part)
+            else:
+                yield from self._forests(part, tag)
+
+    def _forests(self, rows: Sequence[tuple[Sequence[int], int]], tag: Tag) -> Iterator[Logits]:
+        for forest in forests(rows):
+            self._check_open()
+            context = self._groves.of(self._adapters.model(tag))
+            status = self._crew.evaluate(partial(forest.evaluate, context, self._adapters.pointers(tag)))
+            if status != 0:
+                raise self._failed(status, len(forest.tokens))
+            yield from list(forest.split(context))
 
     def generate(
         self, tokens: Sequence[int], use: Use = PLAIN_BASE, sampling: Sampling | None = None, usage: Usage | None = None
@@ -438,5 +469,6 @@ class LlamaEngine(Engine):
             self._parking.clear()
             self._crew.close()
             self._lanes.close()
+            self._groves.clear()
             self._adapters.close()
             self._model.free()

@@ -109,6 +109,11 @@ def divide(items: Sequence[Grouped], share: float) -> tuple[list[Grouped], list[
 
 def _refuse_empty(part: Part) -> None:
     empty = [suite.name for suite in part.suites if suite.record.purpose == "retention" and not suite.items]
+    if all(suite.record.kind == "answer" for suite in part.suites if suite.record.purpose == "retention"):
+        raise UsageError(
+            "the suites have generated answers only, and a search needs likelihoods",
+            cure="build text or choice suites beside them: pitstop suites build",
+        )
     if empty or not part.rows:
         what = f"suite {empty[0]}" if empty else "task's held-out rows"
         raise UsageError(

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from pitstop.retention.gate import Criterion, amount
+from pitstop.retention.gate import Criterion
 from pitstop.retention.page import MARKS, STYLE
+from pitstop.retention.wording import amount
 from pitstop.workshop.repair.result import Candidate, Look, Repair, is_retention
 
 WIDTH, HEIGHT = 760, 420

@@ -12,8 +12,10 @@ import numpy as np
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.base import PLAIN_BASE, Engine, Use
 from pitstop.progress import quietly
-from pitstop.retention.gate import Margins, Verdict, gate
-from pitstop.retention.measure import Drift, SuiteResult, drift, measure, pair_all
+from pitstop.retention.drift import Drift, drift
+from pitstop.retention.gate import Verdict, gate
+from pitstop.retention.margins import Margins
+from pitstop.retention.measure import SuiteResult, measure, pair_all
 from pitstop.retention.paired import Drop, Paired
 from pitstop.retention.suite import Suite
 from pitstop.retention.task import TaskResult, TaskRow, measure_task, pair_task
@@ -66,7 +68,8 @@ class Bench:
             pairs: of the adapter, whose invocation the base is measured with.
         """
         with self._loaded(pairs) as invocation:
-            measured = measure(self._engine, suites, cache=self._recipe.base.folder / CACHE, invocation=invocation)
+            cache, prompting = self._recipe.base.folder / CACHE, self._ref.prompting
+            measured = measure(self._engine, suites, cache=cache, invocation=invocation, prompting=prompting)
             return Point(only(measured, part), (), self._task(part.rows, PLAIN_BASE), self._nats(part.rows, PLAIN_BASE))
 
     def point(self, pairs: Pairs, part: Part, *, shown: bool = False) -> Point:
@@ -81,7 +84,7 @@ class Bench:
         use = Use(CANDIDATE, self._recipe.scale)
         with self._loaded(pairs) as invocation, nullcontext() if shown else quietly():
             return Point(
-                measure(self._engine, part.suites, use, invocation=invocation),
+                measure(self._engine, part.suites, use, invocation=invocation, prompting=self._ref.prompting),
                 drift(self._engine, part.suites, use, self._ref.prompting, invocation=invocation),
                 self._task(part.rows, use),
                 self._nats(part.rows, use),
@@ -152,20 +155,25 @@ def judge(base: Point, adapted: Point, margins: Margins) -> Verdict:
 def damage(reference: Point, candidate: Point, part: Part, margins: Margins) -> Drop:
     """Return how many more bits per byte a candidate needs than a reference for texts and for right answers.
 
-    A right answer of a choice suite is a text as well, and its likelihood moves long before an answer flips.
+    A right answer of a choice or a cloze is a text as well, and its likelihood moves long before an answer flips.
+    Generated answers have none, and do not count here.
     """
     answers = part.answers()
-    both = list(zip(reference.results, candidate.results, strict=True))
+    both = [pair for pair in zip(reference.results, candidate.results, strict=True) if _has_likelihoods(pair[0])]
     # Where stereotypes are measured there is no right answer: they count only if there is nothing else.
     counted = [pair for pair in both if pair[0].guards != "stereotype"] or both
     pairs = tuple(_bits(one, other, answers) for one, other in counted)
     return Drop(pairs, resamples=margins.resamples, seed=margins.seed)
 
 
+def _has_likelihoods(result: SuiteResult) -> bool:
+    return bool(result.texts) or any(choice.logprobs for choice in result.choices)
+
+
 def _bits(one: SuiteResult, other: SuiteResult, answers: Mapping[tuple[str, str], int]) -> Paired:
     figures: list[tuple[str, float, float, float]] = []
     for before, after in zip(one.choices, other.choices, strict=True):
-        right = answers[one.suite, before.id]
+        right = answers.get((one.suite, before.id), 0)  # a cloze has one answer
         size = float(before.bytes[right])
         figures.append((before.group, -before.logprobs[right], -after.logprobs[right], size))
     for text, changed in zip(one.texts, other.texts, strict=True):

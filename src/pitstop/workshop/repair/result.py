@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pitstop.errors import Refused
-from pitstop.retention.gate import TASK, TASK_SCORE, Criterion, amount
+from pitstop.retention.gate import Criterion
+from pitstop.retention.wording import TASK, TASK_SCORE, amount
 from pitstop.workshop.repair.shapes import Step
 
 Outcome = Literal["repaired", "passing", "refused"]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pitstop.progress import Advance
-from pitstop.retention.gate import Margins, Verdict
+from pitstop.retention.gate import Criterion, Verdict
+from pitstop.retention.margins import Margins
 from pitstop.retention.paired import Drop
 from pitstop.retention.suite import Suite
 from pitstop.workshop.adapter import Change
@@ -101,7 +102,7 @@ class Search:
         seen, sealed = (_groups(part.suites) for part in (self._material.search, self._material.verdict))
         narrower = (seen / max(sealed, 1)) ** 0.5
         return all(
-            one.drop + ((one.upper if one.upper is not None else one.drop) - one.drop) * narrower < one.margin
+            _reach(one, narrower) < one.margin
             for one in tried.verdict.criteria
             if is_retention(one) and one.outcome != "blind"
         )
@@ -257,6 +258,14 @@ def changes(shape: Shape, scale: float, adapter_sha256: str) -> tuple[Change, ..
     if scale != 1.0:
         made.append(Change("scale", {"scale": scale}, adapter_sha256))
     return tuple(made)
+
+
+def _reach(criterion: Criterion, narrower: float) -> float:
+    """Return the drop that bounds so much narrower would leave possible; up or down, where neither is wanted."""
+    drop, lower, upper = criterion.drop, criterion.lower, criterion.upper
+    high = drop if upper is None else drop + (upper - drop) * narrower
+    low = drop if lower is None else drop + (lower - drop) * narrower
+    return max(high, -low) if criterion.two_sided else high
 
 
 def _groups(suites: Sequence[Suite]) -> int:

@@ -1,0 +1,198 @@
+"""Measure the zoo and judge the gate by it: how often it is wrong, how often undecided, and what it costs.
+
+    python tools/calibrate_gate.py measure bases/smollm2-135m-instruct --results FILE   # hours; may be stopped
+    python tools/calibrate_gate.py report FILE... --to src/pitstop/retention/CALIBRATION.md
+
+Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here. The results
+hold every item's outcome, so that a changed gate is judged again without measuring.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from calibration_report import report
+from zoo import Specimen, build_data, zoo
+
+from pitstop.bundle.manifest import BaseRef
+from pitstop.engines.base import Engine, Use
+from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.torch import TorchEngine
+from pitstop.files import write_bytes
+from pitstop.progress import say
+from pitstop.retention import builders
+from pitstop.retention.drift import drift
+from pitstop.retention.looks import part
+from pitstop.retention.measure import SuiteResult, measure
+from pitstop.retention.suite import Suite, load_all
+from pitstop.workshop import base_model
+from pitstop.workshop.check import CONTEXT
+from pitstop.workshop.export.gguf import export_gguf
+from pitstop.workshop.train import train
+
+SUITES, DATA, RUNS = Path("suites"), Path("data"), Path("runs")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = options.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure", help="train and measure what is not measured yet")
+    measuring.add_argument("base", type=Path, help="a prepared base")
+    measuring.add_argument("--results", type=Path, required=True, metavar="FILE")
+    measuring.add_argument("--engine", choices=("llama", "torch"), default="llama")
+    measuring.add_argument("--artifact", default="q8_0", help="of the base, for llama")
+    measuring.add_argument("--only", default="", metavar="PATTERN", help="names, as a regular expression")
+    measuring.add_argument("--train-only", action="store_true")
+    measuring.add_argument("--threads", type=int)
+    reporting = commands.add_parser("report", help="judge the gate by what was measured")
+    reporting.add_argument("results", type=Path, nargs="+")
+    reporting.add_argument("--to", type=Path, required=True, metavar="FILE")
+    given = options.parse_args()
+    if given.command == "report":
+        given.to.write_text(report(given.results), encoding="utf-8")
+        return
+    chosen = [specimen for specimen in zoo() if re.search(given.only, specimen.name)]
+    if not SUITES.is_dir():
+        builders.build(SUITES)
+    build_data(DATA, SUITES)
+    if given.train_only:
+        for specimen in chosen:
+            trained(specimen, given.base)
+    else:
+        measure_zoo(chosen, given.base, given.engine, given.artifact, given.results, given.threads)
+
+
+def trained(specimen: Specimen, base: Path) -> Path:
+    """Return the PEFT folder of a specimen's weights; what is trained already is kept."""
+    recipe = RUNS / f"{specimen.trained}.toml"
+    recipe.parent.mkdir(exist_ok=True)
+    recipe.write_text(toml(specimen.recipe(base)))
+    return train(recipe)
+
+
+def toml(tables: dict[str, Any], at: str = "") -> str:
+    """Write nested tables as TOML; their scalars and lists are written alike in JSON."""
+    plain = "".join(f"{key} = {json.dumps(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
+    inner = (f"\n[{at}{key}]\n{toml(value, f'{at}{key}.')}" for key, value in tables.items() if isinstance(value, dict))
+    return plain + "".join(inner)
+
+
+def measure_zoo(
+    specimens: Sequence[Specimen], base: Path, engine_name: str, artifact: str, file: Path, threads: int | None
+) -> None:
+    """Measure every specimen that the results do not hold yet, and write them after each."""
+    ref = base_model.load_ref(base)
+    suites = [shuffled(suite) for suite in load_all(SUITES)]
+    results = read(file)
+    if results.setdefault("suites", describe(suites)) != describe(suites):
+        sys.exit(f"{file} holds results of other suites; name another file")
+    measured = results.setdefault("measured", {}).setdefault(f"{engine_name} {artifact}", {})
+    missing = [specimen for specimen in specimens if specimen.name not in measured]
+    with opened(engine_name, base, ref, artifact, threads) as engine:
+        if "base" not in measured:
+            begun = time.monotonic()
+            measured["base"] = scored(measure(engine, suites)) | {"seconds": round(time.monotonic() - begun, 1)}
+            save(results, file)
+        for number, specimen in enumerate(missing, 1):
+            say(f"{specimen.name}: {number} of {len(missing)}")
+            weights = loadable(engine_name, trained(specimen, base), base, ref, artifact)
+            engine.load_adapter(specimen.trained, weights)
+            measured[specimen.name] = observe(engine, suites, specimen, ref)
+            engine.unload_adapter(specimen.trained)
+            save(results, file)
+
+
+def observe(engine: Engine, suites: Sequence[Suite], specimen: Specimen, ref: BaseRef) -> dict[str, Any]:
+    """Measure one specimen."""
+    use = Use(specimen.trained, specimen.scale)
+    begun = time.monotonic()
+    results = measure(engine, suites, use)
+    seconds = time.monotonic() - begun
+    moved = drift(engine, suites, use, ref.prompting)
+    return {
+        "kind": specimen.kind,
+        **scored(results),
+        "kl": {probe.suite: round(probe.mean, 6) for probe in moved},
+        "seconds": round(seconds, 1),
+    }
+
+
+def shuffled(suite: Suite) -> Suite:
+    """Return the suite in the order that the gate's looks see it in."""
+    items = tuple(part(suite.items, (1.0,), 1, group=lambda item: item.group))
+    return Suite(suite.record, items)
+
+
+def describe(suites: Sequence[Suite]) -> dict[str, Any]:
+    """Return what a verdict needs to know of suites besides the outcomes."""
+    found = {}
+    for suite in suites:
+        groups = [item.group for item in suite.items]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        record = suite.record
+        found[suite.name] = {
+            "digest": suite.digest,
+            "kind": record.kind,
+            "purpose": record.purpose,
+            "guards": record.guards,
+            "chance": record.chance,
+            "items": len(suite.items),
+            "groups": [numbers[group] for group in groups] if len(numbers) < len(groups) else None,
+        }
+    return found
+
+
+def scored(results: Sequence[SuiteResult]) -> dict[str, Any]:
+    """Return the outcomes: of choices a bit per item, of texts nats and bytes."""
+    found: dict[str, Any] = {"right": {}, "texts": {}}
+    for result in results:
+        if result.choices:
+            bits = "".join("1" if choice.correct else "0" for choice in result.choices)
+            found["right"][result.suite] = f"{int('1' + bits, 2):x}"  # the leading 1 keeps the zeros after it
+        else:
+            found["texts"][result.suite] = [[round(text.nats, 3), text.bytes] for text in result.texts]
+    return found
+
+
+@contextmanager
+def opened(engine_name: str, base: Path, ref: BaseRef, artifact: str, threads: int | None) -> Iterator[Engine]:
+    length = min(ref.context_length, CONTEXT)
+    sha256 = ref.artifact(artifact).sha256
+    if engine_name == "llama":
+        path = base_model.artifact_path(base, ref, artifact)
+        with LlamaEngine(path, base_sha256=sha256, context_length=length, sequences=1, threads=threads) as engine:
+            yield engine
+    else:
+        model = base_model.load_weights(base, ref, precision="shipped", artifact=artifact)
+        with TorchEngine(
+            model, base_model.load_tokenizer(base), base_sha256=sha256, context_length=length
+        ) as torch_engine:
+            yield torch_engine
+
+
+def loadable(engine_name: str, weights: Path, base: Path, ref: BaseRef, artifact: str) -> Path:
+    """Return the adapter as the engine loads it, bound to the base it is measured on."""
+    if engine_name == "torch":
+        return weights
+    target = weights.parent / f"{artifact}.gguf"
+    if not target.is_file():
+        export_gguf(weights, base / "hf", ref.artifact(artifact).sha256, target, precision="f16")
+    return target
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def save(results: dict[str, Any], file: Path) -> None:
+    write_bytes(file, json.dumps(results, separators=(",", ":")).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
