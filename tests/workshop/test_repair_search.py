@@ -116,6 +116,28 @@ def test_damage_counts_right_answers_whether_they_are_picked_or_not() -> None:
     assert drop.value == pytest.approx(0.2 / np.log(2)), "0.6 nats over three bytes, whatever the wrong ones do"
 
 
+def test_a_clozes_answer_counts_and_a_generated_one_does_not() -> None:
+    def measured(nats: float) -> Point:
+        clozes = tuple(ChoiceScore(str(at), str(at), True, 0, 0.1, (-nats,), (4,)) for at in range(12))
+        said = tuple(ChoiceScore(str(at), str(at), True, 0, 0.0, (), (), "yes") for at in range(12))
+        kinds = (("cloze", clozes), ("answer", said))
+        found = [SuiteResult(kind, kind, kind, "e", "b", 99, None, scores, (), ()) for kind, scores in kinds]  # type: ignore[arg-type]
+        return replace(BASE, results=tuple(found))
+
+    drop = damage(measured(2.0), measured(4.0), part(), recipes.Check().margins)
+    assert (drop.items, drop.value) == (12, pytest.approx(0.5 / np.log(2)))
+
+
+def test_where_no_drift_is_wanted_a_rise_is_as_bad_as_a_drop(search: Search) -> None:
+    shifted = tried(search, SOURCE, 0.5, point(0.01))
+    assert search.likely(shifted)
+    (kept, *rest) = shifted.verdict.criteria
+    for drop, likely in ((0.2, False), (-0.2, False), (0.01, True)):
+        either = replace(kept, drop=drop, lower=drop - 0.01, upper=drop + 0.01, two_sided=True)
+        verdict = replace(shifted.verdict, criteria=(either, *rest))
+        assert search.likely(replace(shifted, verdict=verdict)) is likely
+
+
 def test_the_task_is_kept_by_share_of_its_gain_and_by_the_recipes_floor() -> None:
     need = Need(base=0.2, source=0.7, keep=0.98, floor=None)
     assert need.kept(0.69) == pytest.approx(0.98)
