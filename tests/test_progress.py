@@ -44,6 +44,19 @@ def test_nothing_is_shown_when_quiet(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_part_of_something_shown_shows_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("repair", 1, "scales") as advance:
+        with progress.quietly(), progress.progress("retention", 9, "tokens") as inner:
+            inner(9)
+        advance()
+    with pytest.raises(KeyError), progress.quietly():
+        raise KeyError
+    with progress.progress("after", 1, "steps"):
+        pass
+    shown = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["repair", "after"]
+
+
 def test_another_process_reads_events(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PITSTOP_PROGRESS", "events")
     with progress.progress("train", 2, "steps") as advance:

@@ -14,7 +14,7 @@ from pitstop import __version__
 from pitstop.errors import MissingExtra, PitstopError, Refused, UsageError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
-BUILDER = ("demo", "init", "base", "train", "check", "export", "merge", "parity", "pack")
+BUILDER = ("demo", "init", "base", "train", "check", "repair", "export", "merge", "parity", "pack")
 FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
@@ -212,6 +212,35 @@ def check(recipe: Recipe, engine: EngineName = None, force: Force = False, json:
     _finish(report, f"report: {recipes.load(recipe).run / stage.PAGE_FILE}", json)
     if report.verdict.outcome != "pass":
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=BUILD)
+def repair(
+    recipe: Recipe,
+    to: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The new run below runs/. [R's with -repaired]")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of scale,modules,layers,heads,ramp,rank,null-space. [all]")
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the task's gain in exact answers that must be left.")] = 0.98,
+    force: Force = False,
+    json: Json = None,
+) -> None:
+    """Find the least change that passes, or say it can't.
+
+    Exit code 1 if no change of the adapter both passes the gate and keeps the task.
+    """
+    with _needs("workshop", "repairing"):
+        from pitstop.workshop.repair import repair as stage
+        from pitstop.workshop.repair import result as results
+    chosen = stage.chosen_methods(methods)
+    result = stage.repair(recipe, to=to, methods=chosen, keep=keep, force=force)
+    if json != STDOUT:
+        results.print_table(result)
+    said = f"{result.run}: next, pitstop check {result.run}" if result.run else f"{result.source} is as it was"
+    _finish(result, said, json)
+    results.require_repaired(result)
 
 
 @app.command(rich_help_panel=BUILD)

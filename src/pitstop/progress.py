@@ -34,6 +34,17 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def quietly() -> Iterator[None]:
+    """Show no progress of what is done meanwhile: it is part of something that shows its own."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+@contextmanager
 def progress(what: str, total: float, unit: str) -> Iterator[Advance]:
     """Show the progress of one piece of work of ``total`` units on standard error."""
     if _quiet:

@@ -14,6 +14,15 @@ IDENTITY_FILE = "pitstop.json"
 
 
 @dataclass(frozen=True)
+class Change:
+    """What was done to a finished adapter, without training it again."""
+
+    method: str  # "scale", "layers", … as `pitstop repair` names them
+    parameters: dict[str, float]
+    adapter_sha256: str  # of the weights it was done to
+
+
+@dataclass(frozen=True)
 class Identity:
     """`adapter/pitstop.json`: what an adapter is and what it belongs to."""
 
@@ -28,6 +37,7 @@ class Identity:
     tokens: int  # processed in training, padding not counted
     seconds: float  # of training; of the last part when it was resumed
     final_loss: float | None  # nats per token, mean of the last logged steps; None if nothing was left to train
+    history: tuple[Change, ...] = ()  # what was done to it after its training, first to last
 
 
 def load_identity(recipe: Recipe) -> Identity:

@@ -107,6 +107,7 @@ class Recipe:
     version: str = "1.0.0"
     license: str = "Apache-2.0"  # of the adapter
     scale: float = 1.0  # multiplier of the finished adapter; below 1 it forgets less and does less
+    folder: Path | None = None  # its run folder, if not runs/<name>; a repaired adapter keeps its name in another one
     train: Train = field(default_factory=Train)
     retain: Retain = field(default_factory=Retain)
     check: Check = field(default_factory=Check)
@@ -115,7 +116,7 @@ class Recipe:
     @property
     def run(self) -> Path:
         """The folder everything made from this recipe goes to."""
-        return RUNS / self.name
+        return self.folder or RUNS / self.name
 
 
 def load(path: Path) -> Recipe:
