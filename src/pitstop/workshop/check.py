@@ -21,14 +21,14 @@ from pitstop.retention.measure import join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.plan import shortages
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
-from pitstop.retention.suite import Suite, TextItem, load_all
+from pitstop.retention.suite import Suite, TextItem, default_folder, load_all
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spread
 from pitstop.workshop.displacement import displacement
-from pitstop.workshop.recipe import Recipe
+from pitstop.workshop.recipe import Check, Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped
 
@@ -76,7 +76,7 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
     with exclusive(recipe.run):
         identity = adapters.load_identity(recipe)
         ref = base_model.load_ref(recipe.base.folder)
-        suites = _suites(recipe)
+        suites = load_suites(recipe)
         rows = task_rows(recipe, ref)
         engine = engine or ("torch" if recipe.export.delivery == "attached" else "llama")
         ships = load_shipped(recipe) if engine == "llama" else None
@@ -95,7 +95,7 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
 
 def checked(recipe: Recipe, identity: adapters.Identity, rows: Sequence[TaskRow]) -> RetentionReport | None:
     """Return the report about this very adapter as it was trained, if it was checked with the recipe as it is now."""
-    inputs = _inputs(recipe, identity, None, rows, _suites(recipe))
+    inputs = _inputs(recipe, identity, None, rows, load_suites(recipe))
     return finished(recipe.run / REPORT_FILE, RetentionReport, inputs)
 
 
@@ -123,7 +123,7 @@ def _subject(
         invocation=engine.invocation(recipe.name),
         suites=suites,
         rows=rows,
-        trained_on=trained_on(suites, _training_texts(recipe)),
+        trained_on=trained_on(suites, training_texts(recipe)),
         ships=ships,
     )
 
@@ -200,7 +200,8 @@ def _without_trained_on(measured: Measured, aside: Mapping[str, frozenset[str]])
     )
 
 
-def _training_texts(recipe: Recipe) -> Iterator[str]:
+def training_texts(recipe: Recipe) -> Iterator[str]:
+    """Yield every text that the adapter is trained on."""
     training, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
     yield from (row.text for row in training)
     if recipe.retain.rows and recipe.retain.share:
@@ -257,10 +258,20 @@ def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     return engine
 
 
-def _suites(recipe: Recipe) -> list[Suite]:
-    if not recipe.check.suites.is_dir():
-        raise UsageError(f"no suites at {recipe.check.suites}", cure="build them: pitstop suites build")
-    return load_all(recipe.check.suites)
+def load_suites(recipe: Recipe) -> list[Suite]:
+    """Return the suites a recipe is checked with; those that come with pitstop, where it names none and none are built.
+
+    Raises:
+        UsageError: the folder that the recipe names is not there.
+        BrokenInput, RecordError, DatasetError: as for `load_all`.
+    """
+    folder = recipe.check.suites
+    if not folder.is_dir():
+        if folder != Check().suites:
+            raise UsageError(f"no suites at {folder}", cure="build them: pitstop suites build")
+        folder = default_folder()
+        say("no suites are built here (pitstop suites build): measuring the small ones that come with pitstop")
+    return load_all(folder)
 
 
 def _base_task(engine: Engine, recipe: Recipe, rows: Sequence[TaskRow], cache: Path) -> TaskResult:

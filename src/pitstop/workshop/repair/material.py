@@ -5,7 +5,7 @@ the verdict, which counts right answers; of the task's rows each gets half.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,14 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from pitstop.bundle.manifest import BaseRef
 from pitstop.errors import UsageError
 from pitstop.retention.overlap import trained_on
-from pitstop.retention.suite import ChatItem, ChoiceItem, Suite, TextItem, load_all
+from pitstop.retention.suite import ChatItem, ChoiceItem, Suite, TextItem
 from pitstop.retention.task import TaskRow
-from pitstop.workshop.check import task_prompting, task_rows
-from pitstop.workshop.dataset import Example, encode, encode_general, general_texts, load_split, spread
+from pitstop.workshop.check import load_suites, task_prompting, task_rows, training_texts
+from pitstop.workshop.dataset import Example, encode, encode_general, load_split, spread
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.train import invocation_tokens
 
 SUITE_SHARE = 1 / 3  # of a suite's groups that the search may see
+SEARCH_GROUPS = 120  # of a suite, at most: a search measures them for every candidate
+VERDICT_GROUPS = 400  # of a suite that the verdict on a repair sees, at most; `check` measures all
 TASK_SHARE = 1 / 2  # of the task's groups
 SCREEN_ROWS = 32  # of general text
 SCREEN_TASK_ROWS = 16  # of those the adapter was trained on
@@ -79,16 +81,14 @@ def gather(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> 
         UsageError: there are no suites, or one of too few groups.
         DatasetError: suites or rows that cannot be used.
     """
-    if not recipe.check.suites.is_dir():
-        raise UsageError(f"no suites at {recipe.check.suites}", cure="build them: pitstop suites build")
-    found = load_all(recipe.check.suites)
-    aside = trained_on(found, _training_texts(recipe))
+    found = load_suites(recipe)
+    aside = trained_on(found, training_texts(recipe))
     suites = [_only(suite, [item for item in suite.items if item.id not in aside[suite.name]]) for suite in found]
     rows = task_rows(recipe, ref)
-    searched = {suite.name: divide(suite.items, SUITE_SHARE)[0] for suite in suites}
+    divided = {suite.name: divide(suite.items, SUITE_SHARE, SEARCH_GROUPS) for suite in suites}
     seen_rows, sealed_rows = divide(rows, TASK_SHARE)
-    search = tuple(_only(suite, searched[suite.name]) for suite in suites)
-    verdict = tuple(_only(suite, divide(suite.items, SUITE_SHARE)[1]) for suite in suites)
+    search = tuple(_only(suite, divided[suite.name][0]) for suite in suites)
+    verdict = tuple(_only(suite, divide(divided[suite.name][1], 1.0, VERDICT_GROUPS)[0]) for suite in suites)
     parts = Part(search, tuple(seen_rows)), Part(verdict, tuple(sealed_rows))
     for part in parts:
         _refuse_empty(part)
@@ -100,10 +100,14 @@ def gather(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def divide(items: Sequence[Grouped], share: float) -> tuple[list[Grouped], list[Grouped]]:
-    """Split items by a hash of their group: the first part has this share of the groups, the other one the rest."""
+def divide(items: Sequence[Grouped], share: float, most: int | None = None) -> tuple[list[Grouped], list[Grouped]]:
+    """Split items by a hash of their group: the first part has this share of the groups, the other one the rest.
+
+    Args:
+        most: groups that the first part has at most.
+    """
     groups = sorted({item.group for item in items}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
-    first = set(groups[: round(len(groups) * share)])
+    first = set(groups[: min(round(len(groups) * share), most or len(groups))])
     return [item for item in items if item.group in first], [item for item in items if item.group not in first]
 
 
@@ -125,13 +129,6 @@ def _refuse_empty(part: Part) -> None:
 def _only(suite: Suite, items: Sequence[Any]) -> Suite:
     # The record stays the whole suite's: figures of a part are compared with figures of the same suite only.
     return Suite(suite.record, tuple(items))
-
-
-def _training_texts(recipe: Recipe) -> Iterator[str]:
-    training, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
-    yield from (row.text for row in training)
-    if recipe.retain.rows and recipe.retain.share:
-        yield from general_texts(recipe.retain.rows)
 
 
 def _task(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
