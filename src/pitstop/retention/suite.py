@@ -25,13 +25,14 @@ may look at a quarter first.
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pitstop.errors import BrokenInput, DatasetError, RecordError
+from pitstop.errors import BrokenInput, DatasetError, RecordError, UsageError
 from pitstop.files import write_bytes
 from pitstop.records import from_mapping, load_json, save_json, to_mapping
 from pitstop.retention import checkers
@@ -43,6 +44,7 @@ Ability = Literal["knowledge", "format", "safety", "stereotype"]
 
 RECORD = "suite.json"
 ITEMS = "items.jsonl"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SHOWN = 40  # problems listed before the rest is only counted
 
 
@@ -160,8 +162,16 @@ def make(
     scoring: Scoring = "per byte",
     guards: Ability = "knowledge",
     neutral: str | None = None,
+    places: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    where: object = None,
 ) -> Suite:
     """Make a suite out of items; digest, count and chance follow from them.
+
+    Args:
+        places: what to call each item if something is wrong with it; "item 1" and so on by default.
+        problems: what was wrong already when the items were read.
+        where: the file they were read from.
 
     Raises:
         DatasetError: everything wrong with the items, or with what was said of them, at once.
@@ -170,7 +180,7 @@ def make(
         name=name,
         kind=kind,
         purpose=purpose,
-        items_sha256=hashlib.sha256(_lines(items)).hexdigest(),
+        items_sha256=digest_of(items),
         count=len(items),
         license=license,
         source=source,
@@ -180,9 +190,11 @@ def make(
         guards=guards,
         neutral=neutral,
     )
-    problems = [problem for at, item in enumerate(items, 1) for problem in item_problems(f"item {at}", item)]
-    problems += _duplicates(items) + _misfits(kind, items) + ([] if items else ["no items"]) + _wording(record)
-    _refuse(problems, where=name)
+    places = places or [f"item {at}" for at in range(1, len(items) + 1)]
+    wrong = [problem for at, item in zip(places, items, strict=True) for problem in _item_problems(at, item)]
+    empty = [] if items or problems else ["no items"]
+    whole = _duplicates(items) + _misfits(kind, items) + empty + _wording(record)
+    _refuse([*problems, *wrong, *whole], where=where or name)
     return Suite(record, tuple(items))
 
 
@@ -241,12 +253,30 @@ def load_all(folder: Path) -> list[Suite]:
     return suites
 
 
+def named(folder: Path, name: str) -> Suite:
+    """Return the suite of this name below a folder.
+
+    Raises:
+        UsageError: there is none.
+        BrokenInput, RecordError, DatasetError: as for `load_all`.
+    """
+    suites = {suite.name: suite for suite in load_all(folder)}
+    if name not in suites:
+        raise UsageError(f"there is no suite {name!r}", where=folder, cure=f"choose one of: {', '.join(suites)}")
+    return suites[name]
+
+
 def chance_level(kind: Kind, items: Sequence[Item]) -> float | None:
     """Return the accuracy of guessing: for choices the mean of 1 / number of options; None if nothing can be right."""
     if kind in ("text", "chat"):
         return None
     shares = [1 / len(item.options) for item in items if isinstance(item, ChoiceItem)]
     return math.fsum(shares) / len(shares) if shares else 0.0
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Return the SHA-256 of `items.jsonl` with these items in this order."""
+    return hashlib.sha256(_lines(items)).hexdigest()
 
 
 def _lines(items: Sequence[Item]) -> bytes:
@@ -259,16 +289,21 @@ def _parse(kind: Kind, data: bytes) -> tuple[list[Item], list[str]]:
     problems: list[str] = []
     for at, line in enumerate(data.splitlines(), 1):
         try:
-            item = from_mapping(ITEM_TYPES[kind], _object(line))
+            item = from_mapping(ITEM_TYPES[kind], parse_object(line))
         except RecordError as error:
             problems += [f"line {at}: {problem}" for problem in error.problems]
             continue
-        problems += item_problems(f"line {at}", item)
+        problems += _item_problems(f"line {at}", item)
         items.append(item)
     return items, problems + _duplicates(items)
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line.
+
+    Raises:
+        RecordError: it is not UTF-8, not JSON, or no object.
+    """
     try:
         found = json.loads(line.decode())
         json.dumps(found, ensure_ascii=False).encode()  # "\\ud800" is JSON, but no text
@@ -283,7 +318,7 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def item_problems(at: str, item: Item) -> Iterator[str]:
+def _item_problems(at: str, item: Item) -> Iterator[str]:
     """Yield what is wrong with an item, each with the place given."""
     if not item.id.strip() or not item.group.strip():
         yield f"{at}: id and group must not be empty"
@@ -346,6 +381,8 @@ def _record_problems(record: SuiteRecord, data: bytes, items: Sequence[Item], *,
 def _wording(record: SuiteRecord) -> list[str]:
     """Return what in a record contradicts the rest of it."""
     problems = []
+    if not NAME.fullmatch(record.name):
+        problems.append(f"name: {record.name!r} must be a-z, 0-9, '.', '_', '-', at most 64: it names a folder")
     if record.kind == "chat" and record.purpose == "retention":
         problems.append("a chat suite measures drift, its purpose cannot be 'retention'")
     if record.kind == "answer" and record.purpose == "drift":
