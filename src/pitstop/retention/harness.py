@@ -85,7 +85,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         import yaml  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
-        raise MissingExtra("reading a task of lm-evaluation-harness", "harness") from error
+        raise MissingExtra("reading a task of lm-evaluation-harness", "workshop") from error
     try:
         found = yaml.safe_load(path.read_bytes())  # safe: a tag that would run code, as !function, is an error
     except OSError as error:
