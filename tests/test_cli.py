@@ -240,3 +240,10 @@ def test_a_suite_of_ones_own_is_added_and_shown(tmp_path: Path) -> None:
     unknown = run("suites", "show", "fact", folder)
     assert (unknown.exit_code, "choose one of: facts" in unknown.stderr) == (2, True)
     assert run("suites", "add", rows, *said).exit_code == 2
+
+
+def test_where_no_suites_were_built_those_that_pitstop_carries_are_listed(tmp_path: Path) -> None:
+    listed = run("suites", "list", tmp_path / "suites")
+    assert listed.exit_code == 0
+    assert {line.split()[0] for line in listed.stdout.splitlines()} == builders.DEFAULT_SIZES.keys()
+    assert "WordNet 3.0 licence" in run("suites", "show", "wordnet", tmp_path / "suites").stdout

@@ -463,10 +463,10 @@ def build_suites(
 
 @suites.command("list")
 def list_suites(folder: Suites = SUITES, json: Json = None) -> None:
-    """List the suites of a folder."""
+    """List the suites of a folder; those that pitstop carries where none were built."""
     from pitstop.retention import suite
 
-    found = [suite.record for suite in suite.load_all(folder)]
+    found = [suite.record for suite in suite.load_all(suite.folder_or_default(folder))]
     lines = (f"{record.name:12} {record.count:5} items  {record.description}" for record in found)
     _finish(found, "\n".join(lines), json)
 
@@ -481,7 +481,7 @@ def show_suite(
     """Show what a suite is, where it comes from, and some of its items."""
     from pitstop.retention import describe, suite
 
-    found = suite.named(folder, name)
+    found = suite.named(suite.folder_or_default(folder), name)
     _finish({"record": found.record, "items": found.items[:items]}, describe.describe(found, items), json)
 
 

@@ -27,17 +27,56 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pitstop.errors import BrokenInput, DatasetError, RecordError, UsageError
 from pitstop.files import write_bytes
 from pitstop.records import from_mapping, load_json, save_json, to_mapping
-from pitstop.retention import checkers
+from pitstop.retention.items import (
+    ITEM_TYPES,
+    AnswerItem,
+    ChatItem,
+    ChoiceItem,
+    ClozeItem,
+    Item,
+    Kind,
+    SomeItem,
+    TextItem,
+    item_problems,
+)
 
-Kind = Literal["choice", "cloze", "answer", "text", "chat"]
+__all__ = [
+    "ITEMS",
+    "ITEM_TYPES",
+    "RECORD",
+    "Ability",
+    "AnswerItem",
+    "ChatItem",
+    "ChoiceItem",
+    "ClozeItem",
+    "Item",
+    "Kind",
+    "Purpose",
+    "Scoring",
+    "SomeItem",
+    "Suite",
+    "SuiteRecord",
+    "TextItem",
+    "chance_level",
+    "default_folder",
+    "digest_of",
+    "folder_or_default",
+    "load",
+    "load_all",
+    "make",
+    "named",
+    "parse_object",
+    "save",
+]
+
 Purpose = Literal["retention", "drift"]
 Scoring = Literal["per byte", "whole", "pmi"]
 Ability = Literal["knowledge", "format", "safety", "stereotype"]
@@ -64,70 +103,6 @@ class SuiteRecord:
     scoring: Scoring = "per byte"  # what options compete with
     guards: Ability = "knowledge"  # which margin of the gate applies; "stereotype": no drift either way is wanted
     neutral: str | None = None  # the prompt that asks for nothing; just where scoring is "pmi"
-
-
-@dataclass(frozen=True)
-class ChoiceItem:
-    """A prompt and its options; each option is scored as prompt + " " + option."""
-
-    id: str
-    group: str  # items of one group are resampled together
-    prompt: str
-    options: tuple[str, ...]
-    answer: int  # index of the right option
-
-
-@dataclass(frozen=True)
-class ClozeItem:
-    """A prompt and what comes next, after a space: right if the model itself would say so."""
-
-    id: str
-    group: str
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class AnswerItem:
-    """A user's prompt, and the rule that the model's answer must keep."""
-
-    id: str
-    group: str
-    prompt: str
-    checker: str  # a name of `checkers.py`
-    arguments: tuple[str, ...] = ()  # of the checker
-    max_tokens: int = 48  # the answer is cut there, and the rule must be kept by then
-
-
-@dataclass(frozen=True)
-class TextItem:
-    """A text whose every token after the first is scored; with something given, every token of it."""
-
-    id: str
-    group: str
-    text: str
-    given: str = ""  # what stands before the text, and is not scored
-
-
-@dataclass(frozen=True)
-class ChatItem:
-    """A user's prompt and a reply; only the reply's tokens count."""
-
-    id: str
-    group: str
-    prompt: str
-    reply: str
-
-
-Item = ChoiceItem | ClozeItem | AnswerItem | TextItem | ChatItem
-SomeItem = TypeVar("SomeItem", ChoiceItem, ClozeItem, AnswerItem, TextItem, ChatItem)
-ITEM_TYPES: dict[Kind, type[Item]] = {
-    "choice": ChoiceItem,
-    "cloze": ClozeItem,
-    "answer": AnswerItem,
-    "text": TextItem,
-    "chat": ChatItem,
-}
 
 
 @dataclass(frozen=True)
@@ -191,7 +166,7 @@ def make(
         neutral=neutral,
     )
     places = places or [f"item {at}" for at in range(1, len(items) + 1)]
-    wrong = [problem for at, item in zip(places, items, strict=True) for problem in _item_problems(at, item)]
+    wrong = [problem for at, item in zip(places, items, strict=True) for problem in item_problems(at, item)]
     empty = [] if items or problems else ["no items"]
     whole = _duplicates(items) + _misfits(kind, items) + empty + _wording(record)
     _refuse([*problems, *wrong, *whole], where=where or name)
@@ -235,6 +210,11 @@ def load(folder: Path) -> Suite:
 def default_folder() -> Path:
     """Return the folder of the small suites that are part of pitstop, for whoever has built none."""
     return Path(__file__).parent / "default"
+
+
+def folder_or_default(folder: Path) -> Path:
+    """Return the folder, or that of the suites that are part of pitstop where it does not exist."""
+    return folder if folder.is_dir() else default_folder()
 
 
 def load_all(folder: Path) -> list[Suite]:
@@ -293,7 +273,7 @@ def _parse(kind: Kind, data: bytes) -> tuple[list[Item], list[str]]:
         except RecordError as error:
             problems += [f"line {at}: {problem}" for problem in error.problems]
             continue
-        problems += _item_problems(f"line {at}", item)
+        problems += item_problems(f"line {at}", item)
         items.append(item)
     return items, problems + _duplicates(items)
 
@@ -316,40 +296,6 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RecordError(["not a JSON object"])
     return found
-
-
-def _item_problems(at: str, item: Item) -> Iterator[str]:
-    """Yield what is wrong with an item, each with the place given."""
-    if not item.id.strip() or not item.group.strip():
-        yield f"{at}: id and group must not be empty"
-    match item:
-        case ChoiceItem():
-            if len(item.options) < 2:
-                yield f"{at}: a choice needs two options or more, here {len(item.options)}"
-            if any(not option.strip() for option in item.options):
-                yield f"{at}: an option is empty"
-            if len({option.strip() for option in item.options}) < len(item.options):
-                yield f"{at}: two options are the same"
-            if not 0 <= item.answer < len(item.options):
-                yield f"{at}: answer {item.answer} is out of range, options are 0 to {len(item.options) - 1}"
-            if not item.prompt.strip():
-                yield f"{at}: the prompt is empty"
-        case ClozeItem():
-            if not item.prompt.strip() or not item.answer.strip():
-                yield f"{at}: prompt and answer must not be empty"
-        case AnswerItem():
-            if not item.prompt.strip():
-                yield f"{at}: the prompt is empty"
-            if item.max_tokens < 1:
-                yield f"{at}: max_tokens is {item.max_tokens}, it must be 1 or more"
-            for problem in checkers.problems(item.checker, item.arguments):
-                yield f"{at}: {problem}"
-        case TextItem():
-            if not item.text.strip():
-                yield f"{at}: the text is empty"
-        case ChatItem():
-            if not item.prompt.strip() or not item.reply.strip():
-                yield f"{at}: prompt and reply must not be empty"
 
 
 def _duplicates(items: Sequence[Item]) -> list[str]:
