@@ -503,6 +503,9 @@ def add_suite(
     ] = "knowledge",
     purpose: Annotated[Literal["retention", "drift"], typer.Option(help="drift: only KL to the base.")] = "retention",
     description: Annotated[str | None, typer.Option(help="In a few words.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A task's rows as JSONL. [what the task names]")
+    ] = None,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the suites are.")] = SUITES,
     json: Json = None,
 ) -> None:
@@ -511,7 +514,7 @@ def add_suite(
 
     said = {"description": description, "scoring": scoring, "neutral": neutral, "guards": guards, "purpose": purpose}
     told = {key: value for key, value in said.items() if value is not None}
-    added = adding.add(file, to, name=name, kind=kind, license=license, source=source, **told)
+    added = adding.add(file, to, name=name, kind=kind, data=data, license=license, source=source, **told)
     _finish(added.record, f"{to / added.name}: {added.record.count} items", json)
 
 

@@ -82,7 +82,7 @@ def test_everything_that_is_not_understood_is_refused_by_name(tmp_path: Path) ->
         "output_type": "generate_until",
         "dataset_path": "allenai/ai2_arc",
         "num_fewshot": 5,
-        "target_delimiter": "",
+        "target_delimiter": "\n",
         "filter_list": [],
         "process_docs": "x",
     }
@@ -93,13 +93,31 @@ def test_everything_that_is_not_understood_is_refused_by_name(tmp_path: Path) ->
         "process_docs: pitstop does not do this",
         "output_type: 'generate_until' is not done",
         "num_fewshot: 5 examples",
-        "target_delimiter: ''",
+        "target_delimiter: '\\n' is not done",
         "dataset_path: 'allenai/ai2_arc' is not read",
         "license: it must not be empty",
     ):
         assert words in str(refusal.value), words
     with pytest.raises(RecordError, match="metric_list: 'acc_mutual_info' is not done"):
         from_task(task(tmp_path, {"metric_list": [{"metric": "acc_mutual_info"}]}), **SAID)
+
+
+def test_a_task_of_a_distant_data_set_is_read_with_its_rows_exported(tmp_path: Path) -> None:
+    path = task(tmp_path, {"dataset_path": "allenai/ai2_arc", "dataset_name": "ARC-Easy", "dataset_kwargs": {}})
+    with pytest.raises(RecordError, match="'allenai/ai2_arc' is not read, only 'json'; export its rows"):
+        from_task(path, **SAID)
+    assert len(from_task(path, data=tmp_path / "rows.jsonl", **SAID).items) == len(ROWS)
+
+
+def test_without_a_delimiter_the_space_must_stand_in_the_texts(tmp_path: Path) -> None:
+    rows = [{"prompt": "It is", "options": [" so", " not so"], "label": 0}]
+    changes = {"target_delimiter": "", "doc_to_choice": "options", "doc_to_target": "label"}
+    for prompt in ("{{prompt}}", "{{prompt}} "):
+        stripped = [{**rows[0], "options": ["so", "not so"]}] if prompt.endswith(" ") else rows
+        (item,) = from_task(task(tmp_path, {**changes, "doc_to_text": prompt}, stripped), **SAID).of(ChoiceItem)
+        assert (item.prompt, item.options) == ("It is", ("so", "not so"))
+    with pytest.raises(DatasetError, match="row 1: target_delimiter: '' without a space"):
+        from_task(task(tmp_path, {**changes, "doc_to_text": "prompt"}, [{**rows[0], "options": ["so", "no"]}]), **SAID)
 
 
 @pytest.mark.parametrize("tag", ["!function utils.process", "!!python/object/apply:os.system ['true']"])

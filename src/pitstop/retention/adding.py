@@ -10,8 +10,13 @@ from pitstop.retention.sampling import chosen
 from pitstop.retention.suite import RECORD, Kind, Suite, digest_of, save
 
 
-def add(file: Path, folder: Path, *, name: str | None, kind: Kind | None, **said: Any) -> Suite:
+def add(
+    file: Path, folder: Path, *, name: str | None, kind: Kind | None, data: Path | None = None, **said: Any
+) -> Suite:
     """Make a suite of JSONL items or of a task's YAML, put it beside the others, and return it.
+
+    Args:
+        data: rows of a task, instead of those it names.
 
     Raises:
         UsageError: a suite of that name is there already, or it is not said what kind of items these are.
@@ -21,8 +26,10 @@ def add(file: Path, folder: Path, *, name: str | None, kind: Kind | None, **said
     if file.suffix in (".yaml", ".yml"):
         if kind is not None:
             raise UsageError("a task says itself what its items are", cure="leave --kind away")
-        found = harness.from_task(file, name, **said)
+        found = harness.from_task(file, name, data=data, **said)
     else:
+        if data is not None:
+            raise UsageError("rows of another file are for a task's YAML", cure=f"leave --data away, or add {data}")
         if kind is None:
             raise UsageError(f"it is not said what {file.name} holds", cure="add --kind choice, cloze, answer, text …")
         found = importing.from_jsonl(file, kind, name or file.stem.lower(), **said)

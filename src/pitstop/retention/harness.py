@@ -30,17 +30,20 @@ IRRELEVANT = {
     *("fewshot_delimiter", "fewshot_config", "should_decontaminate", "doc_to_decontamination_query"),
 }
 METRICS = {
-    "multiple_choice": ("acc", "acc_norm"),
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
     "loglikelihood_rolling": ("bits_per_byte", "byte_perplexity", "word_perplexity"),
 }
 Doc = Mapping[str, Any]
 
 
-def from_task(path: Path, name: str | None = None, *, scoring: Scoring | None = None, **said: Any) -> Suite:
+def from_task(
+    path: Path, name: str | None = None, *, data: Path | None = None, scoring: Scoring | None = None, **said: Any
+) -> Suite:
     """Make a suite out of a task's YAML file.
 
     Args:
         name: of the suite; the task's own by default.
+        data: rows to read instead of the task's own data set, as JSON.
         scoring: what options compete with; by default what the task's metric asks for (acc_norm: per byte, acc: whole).
         said: what `suite.make` wants to know besides: license, source, description and so on.
 
@@ -51,14 +54,15 @@ def from_task(path: Path, name: str | None = None, *, scoring: Scoring | None = 
         DatasetError: everything wrong with its rows, at once.
     """
     task = _included(path, ())
-    problems = _refusals(task) + [f"{field}: it must not be empty" for field in MUST if not said.get(field, "").strip()]
+    problems = _refusals(task) + ([] if data else _unreadable(task))
+    problems += [f"{field}: it must not be empty" for field in MUST if not said.get(field, "").strip()]
     if problems:
         raise RecordError(problems, where=path, cure="change a copy of the task, or write the items as JSONL")
     kind = OUTPUT_KINDS[task["output_type"]]
     items: list[Item] = []
     places: list[str] = []
     wrong: list[str] = []
-    for at, doc in enumerate(_docs(task, path), 1):
+    for at, doc in enumerate(_rows(data) if data else _docs(task, path), 1):
         try:
             items.append(_item(kind, task, doc, f"{name or task['task']}-{at:04}"))
             places.append(f"row {at}")
@@ -118,18 +122,22 @@ def _refusals(task: Mapping[str, Any]) -> list[str]:
     problems += [f"{key}: missing" for key in wanted if key not in task]
     if task.get("num_fewshot") not in (None, 0):
         problems.append(f"num_fewshot: {task['num_fewshot']} examples before each item are not done, only 0")
-    if task.get("target_delimiter", " ") != " ":
+    if task.get("target_delimiter", " ") not in (" ", ""):
         problems.append(f"target_delimiter: {task['target_delimiter']!r} is not done, options follow one space")
-    if task.get("dataset_path") != "json":
-        problems.append(
-            f"dataset_path: {task.get('dataset_path')!r} is not read, only 'json' with data_files on this machine"
-        )
-    elif not isinstance(task.get("dataset_kwargs"), dict) or task["dataset_kwargs"].keys() != {"data_files"}:
-        problems.append("dataset_kwargs: it must have data_files, and nothing else")
     for key in ("task", "doc_to_text", "description"):
         if not isinstance(task.get(key, ""), str):
             problems.append(f"{key}: expected a text, found {task[key]!r}")
     return problems
+
+
+def _unreadable(task: Mapping[str, Any]) -> list[str]:
+    """Return why a task's data set cannot be read here."""
+    path, settings = task.get("dataset_path"), task.get("dataset_kwargs")
+    if path != "json":
+        return [f"dataset_path: {path!r} is not read, only 'json'; export its rows as JSONL and name them with --data"]
+    if not isinstance(settings, dict) or settings.keys() != {"data_files"}:
+        return ["dataset_kwargs: it must have data_files, and nothing else"]
+    return []
 
 
 def _docs(task: Mapping[str, Any], path: Path) -> list[Doc]:
@@ -182,7 +190,19 @@ def _item(kind: Kind, task: Mapping[str, Any], doc: Doc, id: str) -> Item:
         return TextItem(id, id, _text(task["doc_to_target"], doc, "doc_to_target"))
     prompt = task.get("description", "") + _text(task["doc_to_text"], doc, "doc_to_text")
     options = _options(task["doc_to_choice"], doc)
-    return ChoiceItem(id, id, prompt, tuple(options), _answer(task["doc_to_target"], doc, options))
+    answer = _answer(task["doc_to_target"], doc, options)
+    if task.get("target_delimiter") == "":
+        prompt, options = _apart(prompt, options)
+    return ChoiceItem(id, id, prompt, tuple(options), answer)
+
+
+def _apart(prompt: str, options: Sequence[str]) -> tuple[str, list[str]]:
+    """Return a prompt and options that are one after the other as they stand, without the space between them."""
+    if prompt.endswith(" "):
+        return prompt[:-1], list(options)
+    if not all(option.startswith(" ") for option in options):
+        raise RecordError(["target_delimiter: '' without a space between prompt and option is not done"])
+    return prompt, [option[1:] for option in options]
 
 
 def _text(template: Any, doc: Doc, key: str) -> str:
@@ -244,4 +264,4 @@ def _metrics(task: Mapping[str, Any]) -> list[Any]:
 
 def _scoring(task: Mapping[str, Any]) -> Scoring:
     metrics = _metrics(task)
-    return "whole" if "acc" in metrics and "acc_norm" not in metrics else "per byte"
+    return "whole" if set(metrics) == {"acc"} else "per byte"
