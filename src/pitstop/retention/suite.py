@@ -25,24 +25,65 @@ may look at a quarter first.
 import hashlib
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pitstop.errors import BrokenInput, DatasetError, RecordError
+from pitstop.errors import BrokenInput, DatasetError, RecordError, UsageError
 from pitstop.files import write_bytes
 from pitstop.records import from_mapping, load_json, save_json, to_mapping
-from pitstop.retention import checkers
+from pitstop.retention.items import (
+    ITEM_TYPES,
+    AnswerItem,
+    ChatItem,
+    ChoiceItem,
+    ClozeItem,
+    Item,
+    Kind,
+    SomeItem,
+    TextItem,
+    item_problems,
+)
 
-Kind = Literal["choice", "cloze", "answer", "text", "chat"]
+__all__ = [
+    "ITEMS",
+    "ITEM_TYPES",
+    "RECORD",
+    "Ability",
+    "AnswerItem",
+    "ChatItem",
+    "ChoiceItem",
+    "ClozeItem",
+    "Item",
+    "Kind",
+    "Purpose",
+    "Scoring",
+    "SomeItem",
+    "Suite",
+    "SuiteRecord",
+    "TextItem",
+    "chance_level",
+    "default_folder",
+    "digest_of",
+    "folder_or_default",
+    "load",
+    "load_all",
+    "make",
+    "named",
+    "parse_object",
+    "save",
+]
+
 Purpose = Literal["retention", "drift"]
 Scoring = Literal["per byte", "whole", "pmi"]
 Ability = Literal["knowledge", "format", "safety", "stereotype"]
 
 RECORD = "suite.json"
 ITEMS = "items.jsonl"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 SHOWN = 40  # problems listed before the rest is only counted
 
 
@@ -62,70 +103,6 @@ class SuiteRecord:
     scoring: Scoring = "per byte"  # what options compete with
     guards: Ability = "knowledge"  # which margin of the gate applies; "stereotype": no drift either way is wanted
     neutral: str | None = None  # the prompt that asks for nothing; just where scoring is "pmi"
-
-
-@dataclass(frozen=True)
-class ChoiceItem:
-    """A prompt and its options; each option is scored as prompt + " " + option."""
-
-    id: str
-    group: str  # items of one group are resampled together
-    prompt: str
-    options: tuple[str, ...]
-    answer: int  # index of the right option
-
-
-@dataclass(frozen=True)
-class ClozeItem:
-    """A prompt and what comes next, after a space: right if the model itself would say so."""
-
-    id: str
-    group: str
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class AnswerItem:
-    """A user's prompt, and the rule that the model's answer must keep."""
-
-    id: str
-    group: str
-    prompt: str
-    checker: str  # a name of `checkers.py`
-    arguments: tuple[str, ...] = ()  # of the checker
-    max_tokens: int = 48  # the answer is cut there, and the rule must be kept by then
-
-
-@dataclass(frozen=True)
-class TextItem:
-    """A text whose every token after the first is scored; with something given, every token of it."""
-
-    id: str
-    group: str
-    text: str
-    given: str = ""  # what stands before the text, and is not scored
-
-
-@dataclass(frozen=True)
-class ChatItem:
-    """A user's prompt and a reply; only the reply's tokens count."""
-
-    id: str
-    group: str
-    prompt: str
-    reply: str
-
-
-Item = ChoiceItem | ClozeItem | AnswerItem | TextItem | ChatItem
-SomeItem = TypeVar("SomeItem", ChoiceItem, ClozeItem, AnswerItem, TextItem, ChatItem)
-ITEM_TYPES: dict[Kind, type[Item]] = {
-    "choice": ChoiceItem,
-    "cloze": ClozeItem,
-    "answer": AnswerItem,
-    "text": TextItem,
-    "chat": ChatItem,
-}
 
 
 @dataclass(frozen=True)
@@ -160,8 +137,16 @@ def make(
     scoring: Scoring = "per byte",
     guards: Ability = "knowledge",
     neutral: str | None = None,
+    places: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    where: object = None,
 ) -> Suite:
     """Make a suite out of items; digest, count and chance follow from them.
+
+    Args:
+        places: what to call each item if something is wrong with it; "item 1" and so on by default.
+        problems: what was wrong already when the items were read.
+        where: the file they were read from.
 
     Raises:
         DatasetError: everything wrong with the items, or with what was said of them, at once.
@@ -170,7 +155,7 @@ def make(
         name=name,
         kind=kind,
         purpose=purpose,
-        items_sha256=hashlib.sha256(_lines(items)).hexdigest(),
+        items_sha256=digest_of(items),
         count=len(items),
         license=license,
         source=source,
@@ -180,9 +165,11 @@ def make(
         guards=guards,
         neutral=neutral,
     )
-    problems = [problem for at, item in enumerate(items, 1) for problem in item_problems(f"item {at}", item)]
-    problems += _duplicates(items) + _misfits(kind, items) + ([] if items else ["no items"]) + _wording(record)
-    _refuse(problems, where=name)
+    places = places or [f"item {at}" for at in range(1, len(items) + 1)]
+    wrong = [problem for at, item in zip(places, items, strict=True) for problem in item_problems(at, item)]
+    empty = [] if items or problems else ["no items"]
+    whole = _duplicates(items) + _misfits(kind, items) + empty + _wording(record)
+    _refuse([*problems, *wrong, *whole], where=where or name)
     return Suite(record, tuple(items))
 
 
@@ -225,6 +212,11 @@ def default_folder() -> Path:
     return Path(__file__).parent / "default"
 
 
+def folder_or_default(folder: Path) -> Path:
+    """Return the folder, or that of the suites that are part of pitstop where it does not exist."""
+    return folder if folder.is_dir() else default_folder()
+
+
 def load_all(folder: Path) -> list[Suite]:
     """Read every suite below a folder, in the order of their names.
 
@@ -241,12 +233,30 @@ def load_all(folder: Path) -> list[Suite]:
     return suites
 
 
+def named(folder: Path, name: str) -> Suite:
+    """Return the suite of this name below a folder.
+
+    Raises:
+        UsageError: there is none.
+        BrokenInput, RecordError, DatasetError: as for `load_all`.
+    """
+    suites = {suite.name: suite for suite in load_all(folder)}
+    if name not in suites:
+        raise UsageError(f"there is no suite {name!r}", where=folder, cure=f"choose one of: {', '.join(suites)}")
+    return suites[name]
+
+
 def chance_level(kind: Kind, items: Sequence[Item]) -> float | None:
     """Return the accuracy of guessing: for choices the mean of 1 / number of options; None if nothing can be right."""
     if kind in ("text", "chat"):
         return None
     shares = [1 / len(item.options) for item in items if isinstance(item, ChoiceItem)]
     return math.fsum(shares) / len(shares) if shares else 0.0
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Return the SHA-256 of `items.jsonl` with these items in this order."""
+    return hashlib.sha256(_lines(items)).hexdigest()
 
 
 def _lines(items: Sequence[Item]) -> bytes:
@@ -259,7 +269,7 @@ def _parse(kind: Kind, data: bytes) -> tuple[list[Item], list[str]]:
     problems: list[str] = []
     for at, line in enumerate(data.splitlines(), 1):
         try:
-            item = from_mapping(ITEM_TYPES[kind], _object(line))
+            item = from_mapping(ITEM_TYPES[kind], parse_object(line))
         except RecordError as error:
             problems += [f"line {at}: {problem}" for problem in error.problems]
             continue
@@ -268,7 +278,12 @@ def _parse(kind: Kind, data: bytes) -> tuple[list[Item], list[str]]:
     return items, problems + _duplicates(items)
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line.
+
+    Raises:
+        RecordError: it is not UTF-8, not JSON, or no object.
+    """
     try:
         found = json.loads(line.decode())
         json.dumps(found, ensure_ascii=False).encode()  # "\\ud800" is JSON, but no text
@@ -281,40 +296,6 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RecordError(["not a JSON object"])
     return found
-
-
-def item_problems(at: str, item: Item) -> Iterator[str]:
-    """Yield what is wrong with an item, each with the place given."""
-    if not item.id.strip() or not item.group.strip():
-        yield f"{at}: id and group must not be empty"
-    match item:
-        case ChoiceItem():
-            if len(item.options) < 2:
-                yield f"{at}: a choice needs two options or more, here {len(item.options)}"
-            if any(not option.strip() for option in item.options):
-                yield f"{at}: an option is empty"
-            if len({option.strip() for option in item.options}) < len(item.options):
-                yield f"{at}: two options are the same"
-            if not 0 <= item.answer < len(item.options):
-                yield f"{at}: answer {item.answer} is out of range, options are 0 to {len(item.options) - 1}"
-            if not item.prompt.strip():
-                yield f"{at}: the prompt is empty"
-        case ClozeItem():
-            if not item.prompt.strip() or not item.answer.strip():
-                yield f"{at}: prompt and answer must not be empty"
-        case AnswerItem():
-            if not item.prompt.strip():
-                yield f"{at}: the prompt is empty"
-            if item.max_tokens < 1:
-                yield f"{at}: max_tokens is {item.max_tokens}, it must be 1 or more"
-            for problem in checkers.problems(item.checker, item.arguments):
-                yield f"{at}: {problem}"
-        case TextItem():
-            if not item.text.strip():
-                yield f"{at}: the text is empty"
-        case ChatItem():
-            if not item.prompt.strip() or not item.reply.strip():
-                yield f"{at}: prompt and reply must not be empty"
 
 
 def _duplicates(items: Sequence[Item]) -> list[str]:
@@ -346,6 +327,8 @@ def _record_problems(record: SuiteRecord, data: bytes, items: Sequence[Item], *,
 def _wording(record: SuiteRecord) -> list[str]:
     """Return what in a record contradicts the rest of it."""
     problems = []
+    if not NAME.fullmatch(record.name):
+        problems.append(f"name: {record.name!r} must be a-z, 0-9, '.', '_', '-', at most 64: it names a folder")
     if record.kind == "chat" and record.purpose == "retention":
         problems.append("a chat suite measures drift, its purpose cannot be 'retention'")
     if record.kind == "answer" and record.purpose == "drift":
