@@ -280,7 +280,9 @@ def _summaries(measured: Measured, paired: Sequence[Paired]) -> tuple[SuiteSumma
 
 
 def _margin(result: SuiteResult) -> float | None:
-    return float(np.mean([choice.margin for choice in result.choices])) if result.choices else None
+    if not result.choices or result.kind == "answer":  # an answer that was made has no rival
+        return None
+    return float(np.mean([choice.margin for choice in result.choices]))
 
 
 def _task_summary(base: TaskResult | None, adapted: TaskResult | None) -> TaskSummary | None:
