@@ -1,6 +1,5 @@
 """Run a transformers model with PEFT LoRA adapters: the workshop's engine, for adapters that are not exported yet."""
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,36 +10,28 @@ from typing import Any
 import numpy as np
 
 from pitstop.bundle.binding import check_base_sha256
-from pitstop.bundle.formats import read_safetensors
 from pitstop.engines.activation import Activation
 from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use
 from pitstop.engines.invocation import active_from
 from pitstop.errors import FormatError, MissingExtra, UsageError
-from pitstop.files import open_verified
 
 try:
     import torch
-    from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
     from peft.helpers import rescale_adapter_scale
-    from safetensors.torch import load
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
-    from transformers.generation.logits_process import LogitsProcessor
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from pitstop.engines.torch.adapter_folder import CONFIG_FILE, base_of, config_of, weights_of
+    from pitstop.engines.torch.answers import Filter, GrowingText, Stops, choose, end_tokens
 except ImportError as missing:
     raise MissingExtra("running a transformers model", "workshop") from missing
 
 BATCH_ROWS = 32  # sequences evaluated at once
 BATCH_TOKENS = 4_096  # with their padding
 HEAD_ROWS = 256  # positions whose logits are computed at once
-CONFIG_FILE, WEIGHTS_FILE, IDENTITY_FILE = "adapter_config.json", "adapter_model.safetensors", "pitstop.json"
 
 _UNKNOWN = ""  # an adapter name that PEFT never has
-
-# Tokens that llama.cpp takes as the end of an answer by their text, whatever the model's settings say.
-_END_TEXTS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ class TorchEngine(Engine):
         self.context_length = context_length
         self.vocabulary_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._softcap = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
-        self._end_tokens = _end_tokens(self._model, tokenizer)
+        self._end_tokens = end_tokens(self._model, tokenizer)
         self._closed = False
         self._check_head()
 
@@ -102,10 +93,10 @@ class TorchEngine(Engine):
         self._check_open()
         if name in self._inner:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
-        check_base_sha256(_base_of(path), self.base_sha256, where=path)
-        config = _config_of(path)
+        check_base_sha256(base_of(path), self.base_sha256, where=path)
+        config = config_of(path)
         self._check_modules(config, path)
-        weights = _weights_of(path, sha256)
+        weights = weights_of(path, sha256)
         self._count += 1
         inner = f"adapter{self._count}"
         self._inner[name] = inner
@@ -256,7 +247,7 @@ class TorchEngine(Engine):
         self._check_request(use, sampling)
         check_tokens(tokens, self.context_length, self.vocabulary_size, answer=1)
         usage.prompt_tokens = len(tokens)
-        text = _GrowingText(self)
+        text = GrowingText(self)
         room = self.context_length - len(tokens)
         wording = Wording(room, sampling, usage, text.feed, self._end_tokens.__contains__)
         return self._answer(list(tokens), use, sampling, wording)
@@ -274,7 +265,7 @@ class TorchEngine(Engine):
             with torch.no_grad(), self._under(use), self._acting_on(prompt, use, len(prompt[0])):
                 step = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = step.past_key_values
-            tokens = [_choose(step.logits[0, -1].float(), sampling, generator)]
+            tokens = [choose(step.logits[0, -1].float(), sampling, generator)]
             yield Piece(tokens[0], wording.take(tokens[0]))
 
     def _check_request(self, use: Use, sampling: Sampling) -> None:
@@ -328,8 +319,8 @@ class TorchEngine(Engine):
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=self._generation_config(room, pad, sampling),
-                logits_processor=[_Filter(sampling)] if sampling.temperature > 0 else [],
-                stopping_criteria=[_Stops(self, sampling.stop, longest)] if sampling.stop else [],
+                logits_processor=[Filter(sampling)] if sampling.temperature > 0 else [],
+                stopping_criteria=[Stops(self, sampling.stop, longest)] if sampling.stop else [],
             )
         for prompt, row in zip(prompts, made[:, longest:].tolist(), strict=True):
             row = row[: self.context_length - len(prompt)]
@@ -396,68 +387,6 @@ class TorchEngine(Engine):
         self._model = None
 
 
-class _GrowingText:
-    """The text of an answer while its tokens come; a character is passed on when all its bytes are there."""
-
-    def __init__(self, engine: TorchEngine) -> None:
-        self._engine = engine
-        self._tokens: list[int] = []
-        self._given = 0
-
-    def feed(self, token: int | None) -> str:
-        if token is not None:
-            self._tokens.append(token)
-        text = self._engine.detokenize(self._tokens)
-        if token is not None and text.endswith("\ufffd"):
-            return ""
-        new, self._given = text[self._given :], len(text)
-        return new
-
-
-class _Filter(LogitsProcessor):
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return _filtered(scores.float(), self._sampling)
-
-
-class _Stops(StoppingCriteria):
-    """Ends a row when a stop text is in its answer."""
-
-    def __init__(self, engine: TorchEngine, stop: Sequence[str], begin: int) -> None:
-        self._engine = engine
-        self._stop = stop
-        self._begin = begin
-        # A character takes at most four bytes, and so four tokens; a few more may hold no text.
-        self._tail = 4 * max(map(len, stop)) + 8
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        tails = input_ids[:, max(self._begin, input_ids.shape[1] - self._tail) :].tolist()
-        texts = [self._engine.detokenize(tail) for tail in tails]
-        return torch.tensor([any(stop in text for stop in self._stop) for text in texts], device=input_ids.device)
-
-
-def _filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Apply top_k, top_p and temperature in llama.cpp's order; what is out is -inf. Any leading shape."""
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if sampling.top_p < 1:
-        sorted_logits, order = logits.sort(dim=-1, descending=True)
-        chances = sorted_logits.softmax(dim=-1)
-        out = chances.cumsum(dim=-1) - chances >= sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
-    return logits / sampling.temperature
-
-
-def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    chances = _filtered(logits, sampling).softmax(dim=-1)
-    return int(torch.multinomial(chances, 1, generator=generator))
-
-
 def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
     """Cut rows into batches, in order, each within BATCH_ROWS and BATCH_TOKENS."""
     batch: list[Sequence[int]] = []
@@ -470,53 +399,3 @@ def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         longest = max(longest, len(row))
     if batch:
         yield batch
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = set(configured if isinstance(configured, list) else [configured])
-    found.add(tokenizer.eos_token_id)
-    added = tokenizer.get_added_vocab()
-    found.update(added.get(text) for text in _END_TEXTS)
-    return frozenset(token for token in found if token is not None)
-
-
-def _base_of(folder: Path) -> object:
-    """Return what the folder's `pitstop.json` says of its base."""
-    path = folder / IDENTITY_FILE
-    try:
-        identity = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"cannot read {IDENTITY_FILE}: {error}", where=path) from error
-    return identity.get("base_sha256") if isinstance(identity, dict) else None
-
-
-def _config_of(folder: Path) -> LoraConfig:
-    path = folder / CONFIG_FILE
-    if not path.is_file():  # PEFT would ask the hub for it
-        raise FormatError(f"{folder.name} is no adapter folder: it has no {CONFIG_FILE}", where=folder)
-    try:
-        with warnings.catch_warnings():  # PEFT would ignore a setting it does not know, and compute something else
-            warnings.simplefilter("error", UserWarning)
-            config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, UserWarning) as error:
-        raise FormatError(f"PEFT cannot read {CONFIG_FILE}: {error}", where=path) from error
-    if not isinstance(config, LoraConfig):
-        raise FormatError(f"this is a {config.peft_type} adapter, only LoRA is supported", where=path)
-    config.inference_mode = True
-    config.init_lora_weights = False  # all weights come from the file; some ways to start would change the base
-    return config
-
-
-def _weights_of(folder: Path, sha256: str | None) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS_FILE
-    read_safetensors(path)
-    with open_verified(path, sha256) as file:
-        weights: dict[str, torch.Tensor] = load(file.read())
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if not weights or broken:
-        what = f"{broken[0]} holds values that are not finite" if broken else "it holds no tensors"
-        raise FormatError(f"{path.name} is damaged: {what}", where=path)
-    return weights
