@@ -59,6 +59,6 @@ def test_groups_stay_together() -> None:
     assert not {thing // 4 for thing in first} & {thing // 4 for thing in second}
 
 
-def test_few_things_are_all_seen_at_once() -> None:
-    assert part(list(range(30)), LOOKS, 1, group=str) == list(range(30))
-    assert part(list(range(30)), LOOKS, 2, group=str) == []
+def test_a_look_sees_enough_of_a_small_suite_to_judge_it() -> None:
+    for count, sizes in ((30, [30, 0, 0]), (150, [100, 0, 50]), (1000, [250, 250, 500])):
+        assert [len(part(list(range(count)), LOOKS, look, group=str)) for look in (1, 2, 3)] == sizes
