@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pitstop.retention.gate import TASK, Verdict, gate
-from pitstop.retention.looks import part
+from pitstop.retention.looks import LEAST, LEAST_TEXTS, part
 from pitstop.retention.margins import Margins
 from pitstop.retention.paired import Drop, Paired
 from pitstop.retention.sampling import order
@@ -124,11 +124,11 @@ def decide(pairs: Sequence[Paired]) -> tuple[Verdict, int]:
 
 
 def _look(pair: Paired, look: int) -> Paired:
-    places = range(len(pair.groups))
-    seen = [
-        at for one in range(1, look + 1) for at in part(places, MARGINS.looks, one, group=lambda at: pair.groups[at])
+    places, least = range(len(pair.groups)), LEAST_TEXTS if pair.kind == "text" else LEAST
+    parts = [
+        part(places, MARGINS.looks, one, group=lambda at: pair.groups[at], least=least) for one in range(1, look + 1)
     ]
-    return _only(pair, seen)
+    return _only(pair, [at for seen in parts for at in seen])
 
 
 # A task that is learned beyond doubt: what is calibrated is the judgement of what was forgotten.

@@ -56,7 +56,7 @@ def test_a_report_names_the_file_that_ships(checkable: Project) -> None:
 @pytest.fixture
 def long_suite(exported: Project) -> Project:
     """A trained run with a suite that is long enough for several looks."""
-    items = [TextItem(f"{at}", f"{at}", f"Number {at}: {TEXTS[at % len(TEXTS)]}") for at in range(240)]
+    items = [TextItem(f"{at}", f"{at}", f"Number {at}: {TEXTS[at % len(TEXTS)]}") for at in range(200)]
     suite = suites.make("long", "text", items, license="CC0-1.0", source="made here", description="for a test")
     suites.save(suite, Path("suites", "long"))
     return exported
@@ -70,7 +70,7 @@ def test_a_clear_verdict_ends_the_looking(long_suite: Project) -> None:
     settings = {"rows": 40, "max_new_tokens": 2, "margins": {"min_task_score": 0.5}}  # two tokens answer nothing
     first = check(long_suite.recipe(data=data, check=settings))
     assert first.verdict.outcome == "fail"
-    assert (first.look, first.suites[0].items) == (1, 100)
+    assert (first.look, first.suites[0].items) == (1, 50)
     assert regate(first) == first.verdict
 
 
@@ -79,10 +79,10 @@ def test_what_is_undecided_is_looked_at_further(long_suite: Project, capsys: pyt
     recipe = long_suite.recipe(check={"rows": 4, "max_new_tokens": 8, "margins": {"bits_per_byte": 9.0}})
     report = check(recipe)  # four rows cannot show that the task was learned
     assert report.verdict.outcome == "inconclusive"
-    assert (report.look, report.suites[0].items) == (3, 240)
+    assert (report.look, report.suites[0].items) == (3, 200)
     assert "not decided by 25% of the items, looking at 50%" in capsys.readouterr().err
     measured = sorted(Path("bases/tiny/measured").glob("long-*.json"))
     assert len(measured) == 3, "no item of the base is measured twice"
     at_once = check(long_suite.recipe(check={"rows": 4, "max_new_tokens": 8, "margins": {"looks": [1.0]}}))
-    assert (at_once.look, at_once.suites[0].items) == (0, 240)
+    assert (at_once.look, at_once.suites[0].items) == (0, 200)
     assert at_once.suites[0].baseline == pytest.approx(report.suites[0].baseline)

@@ -26,7 +26,7 @@ from pitstop.workshop import base_model, pack
 PUBLISHED = ("home", "address")
 RECIPES = (*PUBLISHED, "forgetful")
 BASE = Path("bases") / smollm2.NAME
-SUITES = {Path("suites"): 250, Path("quick-suites"): 24}  # folder -> items of a suite at most: what minutes allow
+SUITES = {Path("suites"): 200, Path("quick-suites"): 24}  # folder -> items of a suite at most: what minutes allow
 REPORT_PAGE = "retention.html"
 FILES = {"report": REPORT_PAGE, "adapter": "adapter", "artifact": "export", "bundle": "bundle/bundle.json"}
 FIGURES = {  # figure -> where it stands in the results of a chain's stages

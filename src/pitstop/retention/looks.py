@@ -11,6 +11,7 @@ Royal Statistical Society A 132, 1969, 235-244).
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TypeVar
@@ -19,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.retention.sampling import order
+from pitstop.retention.suite import Suite
 
 GRID = 601  # points that the statistic's density is followed at
 FAR = 6.0  # standard deviations below which it is not followed
 BISECTIONS = 30
-LEAST = 100  # things of a kind that every look sees, if there are so many: fewer could not be judged
+LEAST = 100  # things that every look sees, if there are so many: fewer answers, right or wrong, could not be judged
+LEAST_TEXTS = 40  # a text says more than an answer: its bits per byte move by less than a margin
 
 Thing = TypeVar("Thing")
 _above = np.vectorize(lambda x: 0.5 * math.erfc(x / math.sqrt(2)))
@@ -71,12 +74,25 @@ def _bound(
     return (low + high) / 2
 
 
-def part(things: Sequence[Thing], looks: Sequence[float], look: int, *, group: Callable[[Thing], str]) -> list[Thing]:
+def part(
+    things: Sequence[Thing],
+    looks: Sequence[float],
+    look: int,
+    *,
+    group: Callable[[Thing], str],
+    least: int = LEAST,
+) -> list[Thing]:
     """Return what a look (the first is 1) sees for the first time: a random part, groups kept together where it can be.
 
-    A look sees at least LEAST things: a quarter of a small suite could never be judged. Looks that have more in common
-    than their shares say are less often wrong together, not more (Slepian's inequality).
+    A look sees at least so many things: a quarter of a small suite could never be judged. Looks that have more in
+    common than their shares say are less often wrong together, not more (Slepian's inequality).
     """
     shuffled = sorted(things, key=lambda thing: order(group(thing)))
-    ends = [0, *(max(round(share * len(things)), min(len(things), LEAST)) for share in looks)]
+    ends = [0, *(max(round(share * len(things)), min(len(things), least)) for share in looks)]
     return shuffled[ends[look - 1] : ends[look]]
+
+
+def look_at(suite: Suite, looks: Sequence[float], look: int) -> Suite:
+    """Return the items of a suite that a look sees for the first time."""
+    least = LEAST_TEXTS if suite.record.kind == "text" else LEAST
+    return replace(suite, items=tuple(part(suite.items, looks, look, group=lambda item: item.group, least=least)))

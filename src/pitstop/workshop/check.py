@@ -16,7 +16,7 @@ from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.progress import say
 from pitstop.retention.drift import drift, scale_curve
-from pitstop.retention.looks import part
+from pitstop.retention.looks import look_at
 from pitstop.retention.measure import join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.plan import shortages
@@ -177,11 +177,7 @@ def _first(subject: _Subject) -> Measured:
 
 def _further(subject: _Subject, measured: Measured, looks: Sequence[float], look: int) -> Measured:
     """Measure the items that a look sees for the first time."""
-    parts = [
-        replace(suite, items=tuple(part(suite.items, looks, look, group=lambda item: item.group)))
-        for suite in subject.suites
-    ]
-    parts = [suite for suite in parts if suite.items]
+    parts = [suite for suite in (look_at(suite, looks, look) for suite in subject.suites) if suite.items]
     score = partial(
         measure, subject.engine, parts, cache=subject.cache, invocation=subject.invocation, prompting=subject.prompting
     )
