@@ -38,9 +38,9 @@ def test_every_suite_is_there_and_of_its_size(suites: dict[str, Suite]) -> None:
         "code": ("text", "retention", 100),
         "humaneval": ("text", "retention", 100),
         "foldoc": ("text", "retention", 100),
-        "format": ("answer", "retention", 100),
+        "format": ("answer", "retention", 200),
         "refusals": ("answer", "retention", 100),
-        "harmless": ("answer", "retention", 50),
+        "harmless": ("answer", "retention", 100),
         "kl-general": ("text", "drift", 40),
         "kl-chat": ("chat", "drift", 40),
     }

@@ -29,9 +29,9 @@ SIZES = {
     "code": 100,
     "humaneval": 100,
     "foldoc": 100,
-    "format": 100,
+    "format": 200,
     "refusals": 100,
-    "harmless": 50,
+    "harmless": 100,
     "kl-general": 40,
     "kl-chat": 40,
 }
