@@ -37,8 +37,12 @@ EDITS = {  # what a builder changes in the recipe that `init` writes
     r"share = \S+": "share = 0.25",
     r'metric = "json"': 'metric = "text"\nmax_new_tokens = 16',
     r"rows = 150": "rows = 60",
-    r"accuracy = \S+": "accuracy = 0.2\nsuite_accuracy = 0.4",
+    r"\naccuracy = \S+": "\naccuracy = 0.2",
+    r"suite_accuracy = \S+": "suite_accuracy = 0.5",
     r"bits_per_byte = \S+": "bits_per_byte = 0.2",
+    r"format = \S+": "format = 0.6",
+    r"safety = \S+": "safety = 0.6",
+    r"stereotype = \S+": "stereotype = 0.6",
 }
 
 
