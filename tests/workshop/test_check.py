@@ -1,14 +1,17 @@
 """What `check` measures, on which bytes, and what of it counts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pitstop.errors import UsageError
 from pitstop.progress import be_quiet
 from pitstop.retention import suite as suites
 from pitstop.retention.report import regate
 from pitstop.retention.suite import TextItem
-from pitstop.workshop.check import check
+from pitstop.workshop import recipe as recipes
+from pitstop.workshop.check import check, load_suites
 from pitstop.workshop.export.export import export
 from pitstop.workshop.merge import merge
 from workbench import TEXTS, Project, light_rows
@@ -86,3 +89,11 @@ def test_what_is_undecided_is_looked_at_further(long_suite: Project, capsys: pyt
     at_once = check(long_suite.recipe(check={"rows": 4, "max_new_tokens": 8, "margins": {"looks": [1.0]}}))
     assert (at_once.look, at_once.suites[0].items) == (0, 200)
     assert at_once.suites[0].baseline == pytest.approx(report.suites[0].baseline)
+
+
+def test_where_no_suites_are_built_those_that_come_with_pitstop_are_taken(exported: Project) -> None:
+    shutil.rmtree("suites", ignore_errors=True)
+    found = load_suites(recipes.load(exported.recipe()))
+    assert {suite.name for suite in found} >= {"wordnet", "capitals", "agreement", "kl-general", "kl-chat"}
+    with pytest.raises(UsageError, match="no suites at mine"):
+        load_suites(recipes.load(exported.recipe(check={"suites": "mine"})))

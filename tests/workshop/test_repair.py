@@ -223,7 +223,19 @@ def test_items_that_were_trained_on_are_in_no_part(forgetful: Project) -> None:
     material = material_of(forgetful)
     mine = [suite for part in (material.whole, material.search, material.verdict) for suite in part.suites]
     assert all(item.id != "0" for suite in mine if suite.name == "mine" for item in suite.items)
-    assert sum(len(suite.items) for suite in material.suites) == 102
+    assert sum(len(suite.items) for suite in material.whole.suites) == 101, "all the others"
+
+
+def test_of_large_suites_a_part_is_measured(forgetful: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pitstop.workshop.repair.material.SEARCH_GROUPS", 4)
+    monkeypatch.setattr("pitstop.workshop.repair.material.VERDICT_GROUPS", 6)
+    material = material_of(forgetful)
+    for search, verdict, whole in zip(
+        material.search.suites, material.verdict.suites, material.whole.suites, strict=True
+    ):
+        assert len({item.group for item in search.items}) <= 4
+        assert len({item.group for item in verdict.items}) <= 6
+        assert whole.items == search.items + verdict.items
 
 
 def test_an_adapter_that_passes_is_left_alone(forgetful: Project) -> None:

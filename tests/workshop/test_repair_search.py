@@ -48,7 +48,7 @@ BASE = point(0.0, right=0, nats=4.0)
 @pytest.fixture
 def search(project: Project) -> Search:
     recipe = recipes.load(project.recipe())
-    material = Material((TEXTS,), part(TEXTS), part(TEXTS), part(TEXTS), Screen((), ()))
+    material = Material(part(TEXTS), part(TEXTS), part(TEXTS), Screen((), ()))
     whole = point(0.5, nats=0.0)
     source = Tried(SOURCE, 1.0, whole, judge(BASE, whole, recipe.check.margins))
     bench = Bench.__new__(Bench)  # measures nothing here: what was measured is given

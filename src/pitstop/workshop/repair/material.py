@@ -67,8 +67,7 @@ class Screen:
 class Material:
     """Everything a repair measures on."""
 
-    suites: tuple[Suite, ...]  # as they are in their folder
-    whole: Part  # all that counts: without the items that were trained on
+    whole: Part  # all that is measured: the items of search and verdict, none of which was trained on
     search: Part
     verdict: Part
     screen: Screen
@@ -92,9 +91,9 @@ def gather(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> 
     parts = Part(search, tuple(seen_rows)), Part(verdict, tuple(sealed_rows))
     for part in parts:
         _refuse_empty(part)
+    whole = tuple(_only(one, one.items + other.items) for one, other in zip(search, verdict, strict=True))
     return Material(
-        tuple(found),
-        Part(tuple(suites), tuple(rows)),
+        Part(whole, tuple(rows)),
         *parts,
         Screen(_general(recipe, ref, tokenizer, search), _task(recipe, ref, tokenizer)),
     )

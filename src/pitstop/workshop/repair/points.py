@@ -17,7 +17,6 @@ from pitstop.retention.gate import Verdict, gate
 from pitstop.retention.margins import Margins
 from pitstop.retention.measure import SuiteResult, measure, pair_all
 from pitstop.retention.paired import Drop, Paired
-from pitstop.retention.suite import Suite
 from pitstop.retention.task import TaskResult, TaskRow, measure_task, pair_task
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE
 from pitstop.workshop.check import sampling
@@ -61,16 +60,16 @@ class Bench:
         """
         self._engine, self._recipe, self._ref, self._scratch = engine, recipe, ref, scratch
 
-    def base(self, suites: Sequence[Suite], part: Part, pairs: Pairs) -> Point:
-        """Return the plain base's figures on a part; its suites are measured whole, once, and kept beside the base.
+    def base(self, part: Part, pairs: Pairs) -> Point:
+        """Return the plain base's figures on a part; those of its suites are kept beside the base.
 
         Args:
             pairs: of the adapter, whose invocation the base is measured with.
         """
         with self._loaded(pairs) as invocation:
             cache, prompting = self._recipe.base.folder / CACHE, self._ref.prompting
-            measured = measure(self._engine, suites, cache=cache, invocation=invocation, prompting=prompting)
-            return Point(only(measured, part), (), self._task(part.rows, PLAIN_BASE), self._nats(part.rows, PLAIN_BASE))
+            measured = measure(self._engine, part.suites, cache=cache, invocation=invocation, prompting=prompting)
+            return Point(measured, (), self._task(part.rows, PLAIN_BASE), self._nats(part.rows, PLAIN_BASE))
 
     def point(self, pairs: Pairs, part: Part, *, shown: bool = False) -> Point:
         """Measure a candidate on a part.

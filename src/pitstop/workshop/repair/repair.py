@@ -114,7 +114,7 @@ class _Job:
 
 
 def _inputs(recipe: Recipe, identity: adapters.Identity, material: Material, asked: str) -> str:
-    records = [suite.record for suite in material.suites]
+    records = [suite.record for suite in material.whole.suites]
     looked_at = repr(material.screen)
     return inputs_digest(identity, recipe.check, str(recipe.scale), asked, looked_at, *records, *material.whole.rows)
 
@@ -152,7 +152,7 @@ def _repair(job: _Job) -> Repair:
     material, sealed_part = job.material, job.material.verdict
     source = plain(job.pairs)
     with _bench(job, model) as bench:
-        base = bench.base(material.suites, material.whole, job.pairs)
+        base = bench.base(material.whole, job.pairs)
         if report is None:
             everything = bench.point(job.pairs, material.whole, shown=True)
             if early := _settled(job, judge(base, everything, job.recipe.check.margins)):
