@@ -21,6 +21,7 @@ EXTRAS = {
     "serve": "serve over HTTP",
     "device": "llama and serve: what a board needs",
     "workshop": "train, check, export and merge adapters",
+    "data": "read rows from Parquet and from the hub",
     "publish": "make keys and publish bundles",
     "demo": "`pitstop demo`",
     "dev": "work on pitstop itself",

@@ -18,7 +18,9 @@
 Foreign exceptions are translated where the foreign library is called, and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 
 class PitstopError(Exception):
@@ -101,3 +103,29 @@ class Untrusted(BrokenInput):
 
 class StorageError(BrokenInput):
     """The disk refused: full, read-only or unreadable."""
+
+
+@contextmanager
+def together() -> Iterator[Callable[..., Any]]:
+    """Do several things that may each find their input broken, and tell of all that is wrong at once.
+
+    The given function calls another one with its arguments; what that raises is raised at the end of the block.
+
+    Raises:
+        PitstopError: the only one there was.
+        BrokenInput: the text of all, if there were more.
+    """
+    found: list[PitstopError] = []
+
+    def attempt(do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return do(*arguments, **named)
+        except PitstopError as error:
+            found.append(error)
+            return None
+
+    yield attempt
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise BrokenInput(f"{len(found)} problems:" + "".join(f"\n{error}" for error in found)) from found[0]

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from pitstop.bundle.manifest import Prompting
 from pitstop.engines.template import render
 from pitstop.errors import DatasetError, UsageError
-from pitstop.workshop import base_model, dataset
+from pitstop.workshop import base_model, dataset, sources
 from pitstop.workshop.dataset import Row
+from pitstop.workshop.recipe import Data
 from workbench import Project, light_rows
 
 ROW = {"prompt": "make the hall red", "completion": '{"room": "hall"}'}
@@ -62,7 +63,7 @@ def test_many_bad_rows_are_counted_not_poured_out(project: Project) -> None:
     project.rows("bad.jsonl", [{"prompt": "x"}] * 50)
     with pytest.raises(DatasetError, match="50 of 50 rows") as caught:
         dataset.load_rows(Path("bad.jsonl"))
-    assert str(caught.value).count("no completion") == dataset.MAX_PROBLEMS
+    assert str(caught.value).count("no completion") == sources.MAX_PROBLEMS
     assert "and 30 more" in str(caught.value)
 
 
@@ -125,7 +126,7 @@ def test_a_test_prompt_that_was_trained_on_is_refused(project: Project) -> None:
     project.rows("train.jsonl", rows)
     project.rows("test.jsonl", [{"prompt": "new", "completion": "x"}, rows[3]])
     with pytest.raises(DatasetError, match="1 test prompts"):
-        dataset.load_split(Path("train.jsonl"), Path("test.jsonl"), 0.1)
+        dataset.load_split(Data(Path("train.jsonl"), Path("test.jsonl")))
 
 
 def test_the_same_last_words_after_another_conversation_are_no_leak(project: Project) -> None:
@@ -135,17 +136,17 @@ def test_the_same_last_words_after_another_conversation_are_no_leak(project: Pro
 
     project.rows("train.jsonl", [chat("Open the door.")])
     project.rows("test.jsonl", [chat("Close the window.")])
-    train, test = dataset.load_split(Path("train.jsonl"), Path("test.jsonl"), 0.1)
+    train, test = dataset.load_split(Data(Path("train.jsonl"), Path("test.jsonl")))
     assert (len(train), len(test)) == (1, 1)
     project.rows("test.jsonl", [chat("Open the door.")])
     with pytest.raises(DatasetError, match="1 test prompts"):
-        dataset.load_split(Path("train.jsonl"), Path("test.jsonl"), 0.1)
+        dataset.load_split(Data(Path("train.jsonl"), Path("test.jsonl")))
 
 
 def test_a_split_without_test_rows_is_refused(project: Project) -> None:
     project.rows("one.jsonl", [ROW])
     with pytest.raises(DatasetError, match="1 rows to train on and 0 to test on"):
-        dataset.load_split(Path("one.jsonl"), None, 0.0)
+        dataset.load_split(Data(Path("one.jsonl"), test_share=0.0))
 
 
 @given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8), count=st.integers(1, 60))
@@ -206,7 +207,7 @@ def test_long_rows_are_left_out_and_counted_never_cut(
     rows = dataset.load_rows(Path("long.jsonl"))
     encoded = dataset.encode(rows, tokenizer, prompting, 100)
     assert (encoded.too_long, len(encoded.examples)) == (3, len(light_rows()))
-    assert encoded.longest > 200
+    assert encoded.lengths.longest > 200
     assert all(len(example.tokens) <= 100 for example in encoded.examples)
     with pytest.raises(DatasetError, match="every row is longer"):
         dataset.encode(rows[:3], tokenizer, prompting, 100)

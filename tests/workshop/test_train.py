@@ -29,6 +29,7 @@ from pitstop.workshop import recipe as recipes
 from pitstop.workshop import train as training
 from pitstop.workshop.adapter import Identity
 from pitstop.workshop.dataset import load_split
+from pitstop.workshop.recipe import Data
 from pitstop.workshop.runs import exclusive
 from pitstop.workshop.train import train
 from workbench import TEXTS, Project, light_rows
@@ -72,7 +73,7 @@ def test_the_adapter_says_what_it_is_and_belongs_to(project: Project) -> None:
     assert found.base_sha256 == ref.artifact("q8_0").sha256
     assert found.adapter_sha256 == sha256_file(folder / adapters.WEIGHTS_FILE)
     assert (found.base_name, found.precision) == ("tiny", "shipped")
-    rows, _ = load_split(Path("rows.jsonl"), None, 0.3)
+    rows, _ = load_split(Data(Path("rows.jsonl"), test_share=0.3))
     assert found.rows == len(rows) < len(light_rows())
     assert (project.run / "recipe.toml").read_bytes() == recipe.read_bytes()
     assert not (project.run / "checkpoints").exists()
@@ -81,7 +82,7 @@ def test_the_adapter_says_what_it_is_and_belongs_to(project: Project) -> None:
 
 
 def test_rows_too_long_are_counted(project: Project) -> None:
-    training_rows, _ = load_split(Path("rows.jsonl"), None, 0.3)
+    training_rows, _ = load_split(Data(Path("rows.jsonl"), test_share=0.3))
     group = training_rows[0].group
     long = [{"prompt": f"say {number}", "completion": "word " * 200, "group": group} for number in range(3)]
     project.rows("rows.jsonl", [*light_rows(), *long])

@@ -198,7 +198,7 @@ def _without_trained_on(measured: Measured, aside: Mapping[str, frozenset[str]])
 
 def training_texts(recipe: Recipe) -> Iterator[str]:
     """Yield every text that the adapter is trained on."""
-    training, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
+    training, _ = load_split(recipe.data)
     yield from (row.text for row in training)
     if recipe.retain.rows and recipe.retain.share:
         yield from general_texts(recipe.retain.rows)
@@ -206,7 +206,7 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
 
 def task_rows(recipe: Recipe, ref: BaseRef) -> list[TaskRow]:
     """Return the held-out rows the task is scored on, spread over the groups, rendered for this base."""
-    _, test = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
+    _, test = load_split(recipe.data)
     prompting = task_prompting(recipe, ref)
     return [
         TaskRow(row.id, row.group, prompt_text(row, prompting), row.answer) for row in spread(test, recipe.check.rows)

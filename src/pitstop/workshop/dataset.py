@@ -1,24 +1,23 @@
-"""Rows to tokenized examples whose loss falls on the answer only, split by group."""
+"""Rows to tokenized examples whose loss falls on the answers only, split by group."""
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from pitstop.bundle.manifest import Prompting
 from pitstop.engines.invocation import NEVER, active_from, with_invocation
 from pitstop.engines.template import render
-from pitstop.errors import DatasetError, UsageError
-
-MAX_PROBLEMS = 20  # listed one by one; more are counted
-
-Parsed = TypeVar("Parsed")
+from pitstop.errors import DatasetError, UsageError, together
+from pitstop.workshop import masks, sources
+from pitstop.workshop.recipe import Data
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """A row as tokens; the loss counts tokens from ``answer_start`` on."""
+    """A row as tokens, up to the last one that counts; the loss counts those of the answers."""
 
     tokens: tuple[int, ...]
-    answer_start: int
+    answer_start: int  # of the last answer, which ends with the tokens
+    earlier: tuple[tuple[int, int], ...] = ()  # answers before it: from, until
+
+    @property
+    def answers(self) -> tuple[tuple[int, int], ...]:
+        """All answers as token ranges (from, until)."""
+        return (*self.earlier, (self.answer_start, len(self.tokens)))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long rows are, in tokens."""
+
+    rows: int
+    median: int
+    p95: int
+    longest: int
+    answers: float  # share of the tokens that the loss counts
 
 
 @dataclass(frozen=True)
@@ -57,19 +73,32 @@ class Encoded:
 
     examples: tuple[Example, ...]
     too_long: int
-    longest: int  # tokens of the longest row
+    lengths: Lengths  # of all rows, those left out included
 
 
-def load_rows(path: Path) -> list[Row]:
-    """Read JSONL rows of prompt and completion, or of chat messages.
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on and rows held out; no row stands in it twice, and no prompt on both sides."""
+
+    train: list[Row]
+    test: list[Row]
+    duplicates: int  # rows that stood there before, word for word: left out
+    conflicting: int  # prompts with more than one answer among the training rows: kept
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        return iter((self.train, self.test))
+
+
+def load_rows(source: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
+    """Read rows of prompt and completion, or of chat messages, from JSONL, CSV, Parquet or the hub (`sources`).
 
     Raises:
         UsageError: no such file.
         DatasetError: every bad line at once, with its number.
     """
-    rows = _read_lines(path, _row)
+    rows, _ = sources.read(source, _row, columns)
     if not rows:
-        raise DatasetError("the dataset has no rows", where=path)
+        raise DatasetError("the dataset has no rows", where=source)
     return rows
 
 
@@ -83,21 +112,21 @@ def split(rows: Sequence[Row], test_share: float) -> tuple[list[Row], list[Row]]
     return train, test
 
 
-def load_split(train: Path, test: Path | None, test_share: float) -> tuple[list[Row], list[Row]]:
-    """Load train and test rows, and refuse rows of one prompt on both sides.
+def load_split(data: Data) -> Split:
+    """Load train and test rows, each once, and refuse rows of one prompt on both sides.
 
     Raises:
         UsageError: a file is missing.
-        DatasetError: bad rows, an empty side, or a prompt that leaks from train into test.
+        DatasetError: bad rows of every file at once, an empty side, or a prompt that leaks from train into test.
     """
-    if test is None:
-        training, held_out = split(load_rows(train), test_share)
-    else:
-        training, held_out = load_rows(train), load_rows(test)
+    with together() as load:
+        rows = load(load_rows, data.train, data.columns)
+        others = load(load_rows, data.test, data.columns) if data.test else []
+    training, held_out = (rows, others) if data.test else split(rows, data.test_share)
     if not training or not held_out:
         raise DatasetError(
             f"the split leaves {len(training)} rows to train on and {len(held_out)} to test on",
-            where=train,
+            where=data.train,
             cure="give more rows, more groups, or a test file of your own ([data] test)",
         )
     seen = {_asked(row) for row in training}
@@ -105,15 +134,27 @@ def load_split(train: Path, test: Path | None, test_share: float) -> tuple[list[
     if leaked:
         raise DatasetError(
             f"{len(leaked)} test prompts also stand in the training rows (first: {leaked[0]})",
-            where=test or train,
+            where=data.test or data.train,
             cure="remove them from one side, or give rows of one source the same group",
         )
-    return training, held_out
+    once, test_once = _distinct(training), _distinct(held_out)
+    duplicates = len(training) - len(once) + len(held_out) - len(test_once)
+    asked = Counter(_asked(row) for row in once)
+    return Split(once, test_once, duplicates, sum(count > 1 for count in asked.values()))
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    first: dict[Any, Row] = {}
+    for row in rows:
+        first.setdefault(tuple((message["role"], message["content"]) for message in row.messages), row)
+    return list(first.values())
 
 
 def _asked(row: Row) -> tuple[tuple[str, str], ...]:
-    # The whole conversation: "yes, please" asks for something else in another one. A system message is no question.
-    return tuple((message["role"], message["content"]) for message in row.prompt if message["role"] != "system")
+    # The whole conversation: "yes, please" asks for something else in another one. A system message is no question,
+    # and other capitals or spaces make no other question.
+    said = (message for message in row.prompt if message["role"] != "system")
+    return tuple((message["role"], " ".join(message["content"].casefold().split())) for message in said)
 
 
 def spread(rows: Sequence[Row], count: int, seed: int = 0) -> list[Row]:
@@ -135,25 +176,53 @@ def prompt_text(row: Row, prompting: Prompting) -> str:
     return render(prompting, row.prompt)
 
 
-def encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, prompting: Prompting, max_tokens: int) -> Encoded:
-    """Tokenize rows; rows over ``max_tokens`` are left out and counted, never cut.
+def encode(
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    prompting: Prompting,
+    max_tokens: int,
+    *,
+    one_answer: bool = False,
+) -> Encoded:
+    """Tokenize rows; what is over ``max_tokens`` is left out and counted, never cut.
+
+    A row gives one example with all its answers, or one for each where its turns need it (`masks.conversations`).
 
     Raises:
-        DatasetError: no row fits.
+        DatasetError: no row fits, or every row the chat template refuses.
     """
-    examples, too_long, longest = [], 0, 0
+    found: list[Example] = []
+    refused = []
     for row in rows:
-        example = _example(row, tokenizer, prompting)
-        longest = max(longest, len(example.tokens))
-        if len(example.tokens) > max_tokens:
-            too_long += 1
-        else:
-            examples.append(example)
+        try:
+            found += _examples(row, tokenizer, prompting, one_answer)
+        except UsageError as error:
+            refused.append(f"\n  - row {row.id}: {error.what}")
+    if refused:
+        raise DatasetError(
+            f"{len(refused)} rows cannot be rendered:" + "".join(refused[: sources.MAX_PROBLEMS]),
+            cure="write their messages in the order of roles that the base's chat template knows",
+        )
+    examples = tuple(example for example in found if len(example.tokens) <= max_tokens)
+    lengths = _lengths(found)
     if not examples:
         raise DatasetError(
-            f"every row is longer than {max_tokens} tokens (longest: {longest})", cure="raise [data] max_tokens"
+            f"every row is longer than {max_tokens} tokens (longest: {lengths.longest})",
+            cure="raise [data] max_tokens",
         )
-    return Encoded(tuple(examples), too_long, longest)
+    return Encoded(examples, len(found) - len(examples), lengths)
+
+
+def _lengths(examples: Sequence[Example]) -> Lengths:
+    tokens = sorted(len(example.tokens) for example in examples)
+    counted = sum(until - begin for example in examples for begin, until in example.answers)
+    return Lengths(
+        rows=len(tokens),
+        median=int(statistics.median_low(tokens)),
+        p95=tokens[(len(tokens) - 1) * 95 // 100],
+        longest=tokens[-1],
+        answers=round(counted / sum(tokens), 4),
+    )
 
 
 def check_invocation(examples: Sequence[Example], invocation: Sequence[int], text: str) -> None:
@@ -196,14 +265,14 @@ def encode_general(
         if isinstance(data, dict) and isinstance(data.get("text"), str):
             tokens, opening = tuple(tokenizer(data["text"], add_special_tokens=False)["input_ids"]), 1
         else:
-            tokens = _example(_row(data, number), tokenizer, prompting).tokens
+            tokens = list(_examples(_row(data, number), tokenizer, prompting, one_answer=False))[-1].tokens
             same = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, anybody, strict=False))
             opening = max(1, len(list(same)))
         invoked = with_invocation(tokens, invocation)
         opening += len(invoked) - len(tokens)
         return Example(invoked[: opening + max_tokens], opening)
 
-    found = _read_lines(path, encoded)
+    found, _ = sources.read(path, encoded)
     examples = [example for example in found if example.answer_start < len(example.tokens)]
     if not examples:
         raise DatasetError("no general row has anything to score", where=path)
@@ -223,41 +292,23 @@ def general_texts(path: Path) -> list[str]:
             return str(data["text"])
         return _row(data, number).text
 
-    return _read_lines(path, text_of)
+    texts, _ = sources.read(path, text_of)
+    return texts
 
 
-def _example(row: Row, tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> Example:
-    prompt = tokenizer(prompt_text(row, prompting), add_special_tokens=False)["input_ids"]
-    answer = tokenizer(row.answer + prompting.eos_token, add_special_tokens=False)["input_ids"]
-    return Example((*prompt, *answer), len(prompt))
-
-
-def _read_lines(path: Path, read: Callable[[Any, int], Parsed]) -> list[Parsed]:
-    """Read every line of a JSONL file that is not blank; problems are gathered and raised together."""
-    try:
-        # Of bytes, for texts have more ends of lines than JSONL has: U+2028 may stand in a string.
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read the dataset: {error.strerror}", where=path) from error
-    parsed, problems = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                data = json.loads(line.decode())
-                json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
-                parsed.append(read(data, number))
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number}: {error}")
-    if problems:
-        shown = problems[:MAX_PROBLEMS]
-        if len(problems) > MAX_PROBLEMS:
-            shown.append(f"and {len(problems) - MAX_PROBLEMS} more")
-        raise DatasetError(
-            f"{len(problems)} of {len(lines)} rows cannot be used:" + "".join(f"\n  - {line}" for line in shown),
-            where=path,
-            cure='a line is {"prompt": "…", "completion": "…"} or {"messages": [{"role": "…", "content": "…"}, …]}',
-        )
-    return parsed
+def _examples(
+    row: Row, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, one_answer: bool
+) -> Iterator[Example]:
+    for pieces in masks.conversations(prompting, row.messages, one_answer=one_answer):
+        tokens: list[int] = []
+        answers = []
+        for piece in pieces:
+            begin = len(tokens)
+            tokens += tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+            if piece.answer and len(tokens) > begin > 0:
+                answers.append((begin, len(tokens)))
+        if answers:  # a row without has nothing to learn from
+            yield Example(tuple(tokens), answers[-1][0], tuple(answers[:-1]))
 
 
 def _row(data: Any, number: int) -> Row:
@@ -275,7 +326,7 @@ def _row(data: Any, number: int) -> Row:
     else:
         for key in ("prompt", "completion"):
             if not isinstance(data.get(key), str):
-                raise ValueError(f"no {key}")
+                raise ValueError(f"no {key} among {', '.join(map(str, data)) or 'nothing'}")
         messages = (
             {"role": "user", "content": data["prompt"]},
             {"role": "assistant", "content": data["completion"]},

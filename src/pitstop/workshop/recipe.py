@@ -13,10 +13,12 @@ from pitstop import records
 from pitstop.errors import RecordError, UsageError
 from pitstop.files import write_bytes
 from pitstop.retention.margins import Margins, check_margins
+from pitstop.workshop.sources import is_hub
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.toml"
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROW_PARTS = ("prompt", "completion", "messages", "group", "id")
 PRESETS = {
     "all-linear": LINEAR_MODULES,
     "attention": LINEAR_MODULES[:4],
@@ -36,11 +38,15 @@ class BaseChoice:
 
 @dataclass(frozen=True)
 class Data:
-    """The rows: JSONL with prompt and completion, or chat messages ending with the assistant's."""
+    """The rows: prompt and completion, or chat messages; the loss counts the assistant's words, of every turn.
+
+    A source is a JSONL, CSV or Parquet file, or `hub:owner/name`, then `:config`, `@revision`, `#split` as needed.
+    """
 
     train: Path
     test: Path | None = None  # held out; without it a share of the groups in `train` is held out
     test_share: float = 0.1  # of the groups, when `test` is not given
+    columns: dict[str, str] = field(default_factory=dict)  # prompt, completion, messages, group, id -> the data's name
     system: str | None = None  # system message put before every row, and before every request on the device
     max_tokens: int = 256  # rows longer than this are left out, and counted in the report
     balance: bool = False  # every group has its turn before any comes again: large groups do not drown small ones
@@ -159,8 +165,13 @@ def _problems(recipe: Recipe) -> list[str]:
         ("data.test", recipe.data.test),
         ("retain.rows", recipe.retain.rows),
     ):
-        if path is not None and not path.is_file():
+        if path is not None and not is_hub(path) and not path.is_file():
             found.append(f"{key}: no file {path} (looked from {Path.cwd()})")
+    found += [
+        f"data.columns.{name}: rows have no such part; they have {', '.join(ROW_PARTS)}"
+        for name in recipe.data.columns
+        if name not in ROW_PARTS
+    ]
     if not (recipe.base.folder / "base.json").is_file():
         found.append(f"base.folder: {recipe.base.folder} holds no base.json; `pitstop base` makes one")
     positive = {
@@ -220,8 +231,10 @@ precision = "shipped"        # train on the very weights the device runs; or "nf
 artifact = "q8_0"
 
 [data]
-train = "data/train.jsonl"   # {"prompt": "...", "completion": "..."} or {"messages": [...]} a line
+train = "data/train.jsonl"   # {"prompt": "...", "completion": "..."} or {"messages": [...]} a line; .csv, .parquet,
+                             # or "hub:owner/name@revision#split"
 # test = "data/test.jsonl"   # without it a tenth of the groups is held out (rows may carry a "group")
+# columns = { prompt = "question", completion = "answer", group = "topic" }   # if the data names them otherwise
 system = "Answer with JSON." # put before every row, and before every request on the device
 max_tokens = 256             # longer rows are left out and counted
 

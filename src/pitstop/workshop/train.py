@@ -28,12 +28,12 @@ from pitstop.progress import progress
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity
-from pitstop.workshop.batches import Batches
-from pitstop.workshop.dataset import check_invocation, encode, encode_general, load_split, spread
-from pitstop.workshop.lora import fuse
-from pitstop.workshop.loss import Head, cross_entropy, divergence
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.training import material
+from pitstop.workshop.training.batches import Batches
+from pitstop.workshop.training.lora import fuse
+from pitstop.workshop.training.loss import Head, cross_entropy, divergence
 
 
 def train(path: Path, *, force: bool = False) -> Path:
@@ -65,18 +65,9 @@ def _inputs(recipe: Recipe, ref: BaseRef) -> str:
 
 def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str) -> Path:
     tokenizer = base_model.load_tokenizer(recipe.base.folder)
-    rows, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
-    prompting = replace(ref.prompting, system=recipe.data.system)
-    if recipe.data.balance:
-        rows = spread(rows, recipe.train.batch * recipe.train.steps, recipe.train.seed)
-    encoded = encode(rows, tokenizer, prompting, recipe.data.max_tokens)
-    invocation = invocation_tokens(recipe, tokenizer)
-    check_invocation(encoded.examples, invocation, recipe.train.invocation or "")
-    general = (
-        encode_general(recipe.retain.rows, tokenizer, ref.prompting, recipe.retain.max_tokens, invocation)
-        if recipe.retain.rows and recipe.retain.share
-        else []
-    )
+    learned = material.load(recipe, ref, tokenizer)
+    records.save_json(learned.report, run / material.REPORT_FILE)
+    material.tell(learned.report)
     torch.manual_seed(recipe.train.seed)
     model = base_model.load_weights(
         recipe.base.folder, ref, precision=recipe.base.precision, artifact=recipe.base.artifact
@@ -88,8 +79,8 @@ def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str) -> Path:
     activation = Activation()
     fuse(adapted, activation)
     activation.watch(adapted, "default")
-    batches = Batches(encoded.examples, general, recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
-    trainer = _trainer(adapted, batches, recipe, run, activation, invocation)
+    batches = Batches(learned.examples, learned.general, recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
+    trainer = _trainer(adapted, batches, recipe, run, activation, learned.invocation)
     begun = time.monotonic()
     _run_stoppable(trainer, run)
     identity = Identity(
@@ -99,13 +90,13 @@ def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str) -> Path:
         precision=recipe.base.precision,
         adapter_sha256="",
         inputs=inputs,
-        rows=len(encoded.examples),
-        rows_too_long=encoded.too_long,
+        rows=len(learned.examples),
+        rows_too_long=learned.report.too_long,
         tokens=batches.tokens,
         seconds=round(time.monotonic() - begun, 1),
         final_loss=_final_loss(run),
     )
-    return _save(adapted, identity, ref, run, invocation)
+    return _save(adapted, identity, ref, run, learned.invocation)
 
 
 def attach(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
@@ -215,12 +206,6 @@ class _Show(TrainerCallback):
             with self._log.open("a", encoding="utf-8") as file:
                 line = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
                 file.write(json.dumps(line) + "\n")
-
-
-def invocation_tokens(recipe: Recipe, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens of the recipe's invocation; none for an adapter that acts everywhere."""
-    text = recipe.train.invocation
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
 
 def _trainer(

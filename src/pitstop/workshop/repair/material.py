@@ -19,7 +19,7 @@ from pitstop.retention.task import TaskRow
 from pitstop.workshop.check import load_suites, task_prompting, task_rows, training_texts
 from pitstop.workshop.dataset import Example, encode, encode_general, load_split, spread
 from pitstop.workshop.recipe import Recipe
-from pitstop.workshop.train import invocation_tokens
+from pitstop.workshop.training.material import invocation_tokens
 
 SUITE_SHARE = 1 / 3  # of a suite's groups that the search may see
 SEARCH_GROUPS = 120  # of a suite, at most: a search measures them for every candidate
@@ -131,7 +131,7 @@ def _only(suite: Suite, items: Sequence[Any]) -> Suite:
 
 
 def _task(recipe: Recipe, ref: BaseRef, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    training, _ = load_split(recipe.data.train, recipe.data.test, recipe.data.test_share)
+    training, _ = load_split(recipe.data)
     chosen = spread(training, 4 * SCREEN_TASK_ROWS)
     return encode(chosen, tokenizer, task_prompting(recipe, ref), recipe.data.max_tokens).examples[:SCREEN_TASK_ROWS]
 

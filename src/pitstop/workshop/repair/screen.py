@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from pitstop.engines.activation import Activation
 from pitstop.engines.invocation import active_from
 from pitstop.workshop.dataset import Example
-from pitstop.workshop.loss import Head, cross_entropy
 from pitstop.workshop.repair.edits import scale
 from pitstop.workshop.repair.material import Screen
 from pitstop.workshop.repair.pairs import CONFIG_FILE, Pair, Pairs
 from pitstop.workshop.repair.parts import Heads
+from pitstop.workshop.training.loss import Head, cross_entropy
 
 BATCH_ROWS = 8
 ADAPTER = "default"

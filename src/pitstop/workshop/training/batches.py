@@ -44,7 +44,8 @@ class Batches(Dataset[dict[str, torch.Tensor]]):
         for index, row in enumerate(rows):
             length = len(row.tokens)
             tokens[index, :length] = torch.tensor(row.tokens)
-            scored[int(index >= len(task)), index, row.answer_start - 1 : length - 1] = True
+            for begin, until in row.answers:
+                scored[int(index >= len(task)), index, begin - 1 : until - 1] = True
         return {"input_ids": tokens, "scored": scored[0], "scored_general": scored[1]}
 
     @property

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pitstop.engines.activation import Activation
 from pitstop.engines.invocation import active_from
-from pitstop.workshop.lora import fuse
+from pitstop.workshop.training.lora import fuse
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pitstop.workshop.batches import Batches
 from pitstop.workshop.dataset import Example
 from pitstop.workshop.recipe import Retain, Train
+from pitstop.workshop.training.batches import Batches
 
 PAD = 9_999  # no token of a row
 

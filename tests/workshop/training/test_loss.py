@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pitstop.workshop.loss import PORTION, Head, cross_entropy, divergence
+from pitstop.workshop.training.loss import PORTION, Head, cross_entropy, divergence
 
 WIDTH, WORDS = 8, 31
 
