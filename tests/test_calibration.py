@@ -11,6 +11,7 @@ import pytest
 from calibration_report import at_margin, auc, decide, drawn, knowledge, outcomes, rates, report
 from zoo import zoo
 
+from pitstop.retention import looks
 from pitstop.retention.paired import Drop
 
 ITEMS, TEXTS = 800, 80
@@ -49,8 +50,8 @@ def results() -> dict[str, Any]:
     }
     return {
         "suites": {
-            "facts": {**suite, "kind": "choice", "chance": 0.25, "items": ITEMS},
-            "prose": {**suite, "kind": "text", "chance": None, "items": TEXTS},
+            "facts": {**suite, "kind": "choice", "chance": 0.25, "items": ITEMS, "whole": ITEMS},
+            "prose": {**suite, "kind": "text", "chance": None, "items": TEXTS, "whole": TEXTS},
         },
         "displacement": {"null": 0.0, "benign": 0.01, "awful": 0.5, "bad": 0.2},
         "measured": {"torch q8_0": specimens, "llama q8_0": {**specimens, "bad": specimens["null"]}},
@@ -123,3 +124,22 @@ def test_the_zoo_is_as_large_and_as_varied_as_it_must_be() -> None:
     assert {specimen.kind for specimen in specimens} == {"null", "benign", "forgetful", "boundary", "adversarial"}
     trained = {specimen.name for specimen in specimens if not specimen.parent}
     assert all(specimen.parent in trained for specimen in specimens if specimen.parent)
+
+
+def test_what_stopped_at_an_early_look_is_judged_by_what_it_saw(results: dict[str, Any]) -> None:
+    llama = results["measured"]["llama q8_0"]
+    seen = looks.seen(ITEMS, calibration_report.MARGINS.looks, looks.LEAST)[0]
+    texts = looks.seen(TEXTS, calibration_report.MARGINS.looks, looks.LEAST_TEXTS)[0]
+    right = np.array([bit == "1" for bit in f"{int(llama['awful']['right']['facts'], 16):b}"[1:]])
+    llama["awful"] = {
+        **llama["awful"],
+        "looks": 1,
+        "right": {"facts": packed(right[:seen])},
+        "texts": {"prose": llama["awful"]["texts"]["prose"][:texts]},
+    }
+    awful = next(one for one in outcomes(results, "llama q8_0") if one.name == "awful")
+    facts = awful.pairs[0]
+    assert facts.adapted == tuple(map(float, right[:seen]))
+    assert facts.baseline == tuple(map(float, BASE[:seen]))
+    verdict, look = awful.decided()
+    assert (verdict.outcome, look) == ("fail", 1)

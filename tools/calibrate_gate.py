@@ -4,7 +4,8 @@
     python tools/calibrate_gate.py report FILE... --to src/pitstop/retention/CALIBRATION.md
 
 Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here. The results
-hold every item's outcome, so that a changed gate is judged again without measuring.
+hold every item's outcome, so that a changed gate is judged again without measuring. torch measures every item, llama
+look by look until the verdict is clear, as `pitstop check` does: it is there to see whether the verdicts agree.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calibration_report import report
+from calibration_report import LOOKS, MARGINS, judged, report
 from zoo import Specimen, build_data, zoo
 
 from pitstop.bundle.manifest import BaseRef
@@ -28,16 +29,17 @@ from pitstop.files import write_bytes
 from pitstop.progress import say
 from pitstop.retention import builders
 from pitstop.retention.drift import drift
-from pitstop.retention.looks import part
-from pitstop.retention.measure import SuiteResult, measure
-from pitstop.retention.suite import Suite, load_all
+from pitstop.retention.looks import look_at, part
+from pitstop.retention.measure import SuiteResult, join, measure
+from pitstop.retention.suite import Suite, TextItem, load_all
 from pitstop.workshop import base_model
-from pitstop.workshop.check import CONTEXT
+from pitstop.workshop.check import CONTEXT, DISPLACED
+from pitstop.workshop.displacement import displacement
 from pitstop.workshop.export.gguf import export_gguf
 from pitstop.workshop.train import train
 
 # Items of a suite at most, by its kind: what some hours can measure of the whole zoo.
-ITEMS = {"choice": 400, "cloze": 200, "text": 60, "answer": 60, "chat": 24}
+ITEMS = {"choice": 200, "cloze": 100, "text": 40, "answer": 60, "chat": 16}
 SUITES, DATA, RUNS = Path("suites"), Path("data"), Path("runs")
 
 
@@ -90,34 +92,41 @@ def measure_zoo(
 ) -> None:
     """Measure every specimen that the results do not hold yet, and write them after each."""
     ref = base_model.load_ref(base)
-    suites = [shuffled(suite) for suite in load_all(SUITES)]
+    whole = load_all(SUITES)
+    suites = [shuffled(suite) for suite in whole]
+    described = describe(suites, whole)
     results = read(file)
-    if results.setdefault("suites", describe(suites)) != describe(suites):
+    if results.setdefault("suites", described) != described:
         sys.exit(f"{file} holds results of other suites; name another file")
     measured = results.setdefault("measured", {}).setdefault(f"{engine_name} {artifact}", {})
     missing = [specimen for specimen in specimens if specimen.name not in measured]
     with opened(engine_name, base, ref, artifact, threads) as engine:
         if "base" not in measured:
-            begun = time.monotonic()
+            begun = time.process_time()
             measured["base"] = scored(measure(engine, suites, prompting=ref.prompting)) | {
-                "seconds": round(time.monotonic() - begun, 1)
+                "seconds": round(time.process_time() - begun, 1)
             }
             save(results, file)
         for number, specimen in enumerate(missing, 1):
             say(f"{specimen.name}: {number} of {len(missing)}")
             weights = loadable(engine_name, trained(specimen, base), base, ref, artifact)
             engine.load_adapter(specimen.trained, weights)
-            measured[specimen.name] = observe(engine, suites, specimen, ref)
+            if isinstance(engine, TorchEngine):
+                measured[specimen.name] = observe(engine, suites, specimen, ref)
+                moved = results.setdefault("displacement", {})
+                moved[specimen.name] = round(displaced(engine, suites, specimen), 6)
+            else:
+                measured[specimen.name] = look(engine, suites, specimen, ref, results["suites"], measured["base"])
             engine.unload_adapter(specimen.trained)
             save(results, file)
 
 
 def observe(engine: Engine, suites: Sequence[Suite], specimen: Specimen, ref: BaseRef) -> dict[str, Any]:
-    """Measure one specimen."""
+    """Measure one specimen on every item."""
     use = Use(specimen.trained, specimen.scale)
-    begun = time.monotonic()
+    begun = time.process_time()
     results = measure(engine, suites, use, prompting=ref.prompting)
-    seconds = time.monotonic() - begun
+    seconds = time.process_time() - begun
     moved = drift(engine, suites, use, ref.prompting)
     return {
         "kind": specimen.kind,
@@ -127,16 +136,44 @@ def observe(engine: Engine, suites: Sequence[Suite], specimen: Specimen, ref: Ba
     }
 
 
+def displaced(engine: TorchEngine, suites: Sequence[Suite], specimen: Specimen) -> float:
+    """Return F_delta of one specimen, on the texts that `pitstop check` takes."""
+    texts = [item.text for suite in suites if suite.record.purpose == "drift" for item in suite.of(TextItem)]
+    rows = [engine.tokenize(text)[:CONTEXT] for text in texts[:DISPLACED]]
+    return displacement(engine, specimen.trained, rows, specimen.scale)
+
+
+def look(
+    engine: Engine,
+    suites: Sequence[Suite],
+    specimen: Specimen,
+    ref: BaseRef,
+    described: dict[str, Any],
+    base: dict[str, Any],
+) -> dict[str, Any]:
+    """Measure one specimen look by look until its verdict is clear, as `pitstop check` does."""
+    use = Use(specimen.trained, specimen.scale)
+    found: tuple[SuiteResult, ...] = ()
+    begun = time.process_time()
+    for number in range(1, LOOKS + 1):
+        parts = [seen for suite in suites if (seen := look_at(suite, MARGINS.looks, number)).items]
+        found = join(found, measure(engine, parts, use, prompting=ref.prompting))
+        entry = {"kind": specimen.kind, "looks": number, **scored(found)}
+        if judged(described, base, entry, number).outcome != "inconclusive":
+            break
+    return entry | {"seconds": round(time.process_time() - begun, 1)}
+
+
 def shuffled(suite: Suite) -> Suite:
     """Return a part of the suite, in the order that the gate's looks see it in."""
     items = part(suite.items, (1.0,), 1, group=lambda item: item.group)
     return Suite(suite.record, tuple(items[: ITEMS[suite.record.kind]]))
 
 
-def describe(suites: Sequence[Suite]) -> dict[str, Any]:
-    """Return what a verdict needs to know of suites besides the outcomes."""
+def describe(suites: Sequence[Suite], whole: Sequence[Suite]) -> dict[str, Any]:
+    """Return what a verdict needs to know of suites besides the outcomes, and how many items they really have."""
     found = {}
-    for suite in suites:
+    for suite, full in zip(suites, whole, strict=True):
         groups = [item.group for item in suite.items]
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         record = suite.record
@@ -147,6 +184,7 @@ def describe(suites: Sequence[Suite]) -> dict[str, Any]:
             "guards": record.guards,
             "chance": record.chance,
             "items": len(suite.items),
+            "whole": len(full.items),
             "groups": [numbers[group] for group in groups] if len(numbers) < len(groups) else None,
         }
     return found

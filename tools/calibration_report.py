@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pitstop.retention.gate import TASK, Verdict, gate
-from pitstop.retention.looks import LEAST, LEAST_TEXTS, part
+from pitstop.retention.looks import LEAST, LEAST_TEXTS, seen
 from pitstop.retention.margins import Margins
 from pitstop.retention.paired import Drop, Paired
 from pitstop.retention.sampling import order
@@ -31,15 +31,23 @@ class Outcome:
     name: str
     kind: str
     pairs: tuple[Paired, ...]
-    kl: float  # to the base, nats per token, the larger of the probes
+    kl: float  # to the base, nats per token, the larger of the probes; nan: not measured
     moved: float | None  # F_delta
-    seconds: float  # to score all items once
+    seconds: float  # of a core, to score what was scored
+    sizes: tuple[int, ...]  # how many items the suites really have
+    looked: int | None = None  # it was measured up to this look; None: all of it
 
     def sealed(self) -> tuple[Paired, ...]:
         """Return the half of the items that no choice about the gate was made with."""
         return tuple(
             _only(pair, [at for at, group in enumerate(pair.groups) if _is_sealed(group)]) for pair in self.pairs
         )
+
+    def decided(self) -> tuple[Verdict, int]:
+        """Return the verdict that `pitstop check` gives, and the look that gave it."""
+        if self.looked:
+            return gate(self.pairs, LEARNED, {}, MARGINS, look=self.looked), self.looked
+        return decide(self.pairs)
 
     @property
     def drop(self) -> float:
@@ -56,22 +64,28 @@ def outcomes(results: Mapping[str, Any], engine: str) -> list[Outcome]:
         if name != "base":
             pairs = tuple(_pairs(results["suites"], base, entry))
             moved = results.get("displacement", {}).get(name)
-            found.append(Outcome(name, entry["kind"], pairs, max(entry["kl"].values()), moved, entry["seconds"]))
+            kl = max(entry.get("kl", {}).values(), default=float("nan"))
+            sizes = tuple(results["suites"][pair.name]["whole"] for pair in pairs)
+            found.append(Outcome(name, entry["kind"], pairs, kl, moved, entry["seconds"], sizes, entry.get("looks")))
     return found
 
 
 def _pairs(suites: Mapping[str, Any], base: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterator[Paired]:
+    """Yield the suites; of an entry that stopped at an early look, the items that were looked at."""
     for name, suite in suites.items():
         groups = [f"{name} {number}" for number in suite["groups"] or range(suite["items"])]
         if name in base["right"]:
             before, after = _bits(base["right"][name]), _bits(entry["right"][name])
-            yield Paired(
-                name, "choice", tuple(groups), before, after, (1.0,) * len(before), suite["chance"], suite["guards"]
-            )
+            weights: tuple[float, ...] = (1.0,) * len(before)
+            pair = Paired(name, "choice", tuple(groups), before, before, weights, suite["chance"], suite["guards"])
         elif name in base["texts"]:
             before = tuple(nats / np.log(2) for nats, _ in base["texts"][name])
             after = tuple(nats / np.log(2) for nats, _ in entry["texts"][name])
-            yield Paired(name, "text", tuple(groups), before, after, tuple(float(n) for _, n in base["texts"][name]))
+            weights = tuple(float(n) for _, n in base["texts"][name])
+            pair = Paired(name, "text", tuple(groups), before, before, weights)
+        else:
+            continue
+        yield replace(_look(pair, entry.get("looks", LOOKS)), adapted=after)
 
 
 def _bits(packed: str) -> tuple[float, ...]:
@@ -116,19 +130,21 @@ def drawn(pair: Paired, size: int, chance: random.Random) -> Paired:
 def decide(pairs: Sequence[Paired]) -> tuple[Verdict, int]:
     """Look as `pitstop check` does, at retention only; return the verdict and the look that gave it."""
     for look in range(1, LOOKS + 1):
-        seen = [_look(pair, look) for pair in pairs]
-        verdict = gate(seen, LEARNED, {}, MARGINS, look=look)
+        verdict = gate([_look(pair, look) for pair in pairs], LEARNED, {}, MARGINS, look=look)
         if verdict.outcome != "inconclusive":
             break
     return verdict, look
 
 
 def _look(pair: Paired, look: int) -> Paired:
-    places, least = range(len(pair.groups)), LEAST_TEXTS if pair.kind == "text" else LEAST
-    parts = [
-        part(places, MARGINS.looks, one, group=lambda at: pair.groups[at], least=least) for one in range(1, look + 1)
-    ]
-    return _only(pair, [at for seen in parts for at in seen])
+    """Return what has been seen of a suite after a look: its items are stored in the order that looks take them."""
+    least = LEAST_TEXTS if pair.kind == "text" else LEAST
+    return _only(pair, range(seen(len(pair.groups), MARGINS.looks, least)[look - 1]))
+
+
+def judged(suites: Mapping[str, Any], base: Mapping[str, Any], entry: Mapping[str, Any], look: int) -> Verdict:
+    """Judge a specimen by what was measured of it up to a look."""
+    return gate(list(_pairs(suites, base, entry)), LEARNED, {}, MARGINS, look=look)
 
 
 # A task that is learned beyond doubt: what is calibrated is the judgement of what was forgotten.
@@ -156,7 +172,7 @@ def rates(found: Sequence[Outcome], target: float | None) -> Counter[str]:
         if target is not None and drop < target:
             continue
         for _ in range(DRAWS):
-            sample = [drawn(pair, len(full.groups), chance) for pair, full in zip(sealed, outcome.pairs, strict=True)]
+            sample = [drawn(pair, size, chance) for pair, size in zip(sealed, outcome.sizes, strict=True)]
             if target is not None:
                 sample = at_margin(sample, drop, target, chance)
             counts[decide(sample)[0].outcome] += 1
@@ -171,9 +187,9 @@ def auc(scores: Sequence[float], harmful: Sequence[bool]) -> float:
     return statistics.fmean(wins) if wins else float("nan")
 
 
-def too_much(outcome: Outcome) -> bool:
-    """Return whether more than a margin is lost, by all items and without regard to chance."""
-    verdict = gate(outcome.pairs, LEARNED, {}, MARGINS)
+def too_much(pairs: Sequence[Paired]) -> bool:
+    """Return whether more than a margin is lost, without regard to chance."""
+    verdict = gate(pairs, LEARNED, {}, MARGINS)
     return any(one.drop > one.margin for one in verdict.criteria if one.name != TASK and one.outcome != "blind")
 
 
@@ -202,7 +218,8 @@ HEADER = "\n\n".join(
         "measure` wrote; the adapters are recipes and seeds in `tools/zoo.py`. What is judged is retention: the task "
         "counts as learned.",
         "Half of the items of every suite is sealed: no choice about the gate was made with it. Error rates are of "
-        "gates on items drawn anew, with replacement, from the sealed half, as many as the suites have, "
+        "gates on items drawn anew, with replacement, from the measured items of the sealed half, as many as the "
+        "suites have; what is lost on those items is the truth there. "
         f'{DRAWS} gates a specimen, looks included; in brackets the 95 % interval. "At the margin" undoes a part of '
         "the damage of forgetful specimens, item by item, until exactly the margin of "
         f"{MARGINS.accuracy * 100:g} points is lost over all knowledge suites together; their texts count as "
@@ -219,7 +236,7 @@ def _what(results: Mapping[str, Any], engine: str, found: Sequence[Outcome]) -> 
 
 
 def _errors(found: Sequence[Outcome]) -> str:
-    harmless = [one for one in found if one.kind in HARMLESS and not too_much(one)]
+    harmless = [one for one in found if one.kind in HARMLESS and not too_much(one.sealed())]
     harmful = [one for one in found if one.kind in HARMFUL]
     asked: list[tuple[str, Counter[str], str, str]] = [
         ("false fail: null and benign", rates(harmless, None), "fail", "≤ 5 %"),
@@ -249,7 +266,7 @@ def _share(count: int, counts: Counter[str]) -> str:
 def _zoo(found: Sequence[Outcome]) -> str:
     rows, undecided = [], 0
     for outcome in found:
-        verdict, look = decide(outcome.pairs)
+        verdict, look = outcome.decided()
         undecided += verdict.outcome == "inconclusive"
         moved = "" if outcome.moved is None else f"{outcome.moved:.3f}"
         failed = ", ".join(one.name for one in verdict.criteria if one.outcome == "fail")
@@ -263,7 +280,7 @@ def _zoo(found: Sequence[Outcome]) -> str:
 
 
 def _predictors(found: Sequence[Outcome]) -> str:
-    bad = [too_much(outcome) for outcome in found]
+    bad = [too_much(outcome.pairs) for outcome in found]
     lines = [f"- KL to the base: {auc([one.kl for one in found], bad):.3f}"]
     if all(one.moved is not None for one in found):
         lines.append(f"- F_Δ: {auc([one.moved or 0.0 for one in found], bad):.3f}")
@@ -295,8 +312,8 @@ def _engines(results: Mapping[str, Any], engines: Sequence[str]) -> str:
     for engine, found in by_engine.items():
         seconds = statistics.median(one.seconds for one in found.values())
         both = [name for name in found if name in first]
-        same = sum(decide(found[name].pairs)[0].outcome == decide(first[name].pairs)[0].outcome for name in both)
+        same = sum(found[name].decided()[0].outcome == first[name].decided()[0].outcome for name in both)
         agreed = "-" if engine == engines[0] else f"{same} of {len(both)}"
         rows.append(f"| {engine} | {len(found)} | {agreed} | {seconds:.0f} |")
-    head = f"| engine | adapters | verdict as on {engines[0]} | seconds to score all items once |\n|---|---|---|---|"
+    head = f"| engine | adapters | verdict as on {engines[0]} | seconds of a core for one adapter |\n|---|---|---|---|"
     return f"### Engines\n\n{head}\n" + "\n".join(rows) + "\n"

@@ -88,8 +88,13 @@ def part(
     common than their shares say are less often wrong together, not more (Slepian's inequality).
     """
     shuffled = sorted(things, key=lambda thing: order(group(thing)))
-    ends = [0, *(max(round(share * len(things)), min(len(things), least)) for share in looks)]
+    ends = (0, *seen(len(things), looks, least))
     return shuffled[ends[look - 1] : ends[look]]
+
+
+def seen(count: int, looks: Sequence[float], least: int) -> tuple[int, ...]:
+    """Return how many of so many things have been seen after each look."""
+    return tuple(max(round(share * count), min(count, least)) for share in looks)
 
 
 def look_at(suite: Suite, looks: Sequence[float], look: int) -> Suite:
