@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headers import ARRAY, BOOL, F32, F32_VALUE, Q8_0, STRING, U8, U32, U64, array, gguf_bytes, info, key, text
-from pitstop.bundle import formats
 from pitstop.bundle.formats import GgufHeader, read_gguf, read_safetensors
+from pitstop.bundle.formats import gguf as formats
+from pitstop.bundle.formats.safetensors import MAX_JSON
 from pitstop.errors import FormatError
 
 
@@ -283,7 +284,7 @@ BAD_SAFETENSORS = {
     "seven bytes": bytes(7),
     "a header of 2^64 - 1 bytes": b"\xff" * 8 + b"{}",
     "a header longer than the file": struct.pack("<Q", 100) + b"{}",
-    "a header over the limit": struct.pack("<Q", formats.MAX_JSON + 1) + bytes(formats.MAX_JSON + 1),
+    "a header over the limit": struct.pack("<Q", MAX_JSON + 1) + bytes(MAX_JSON + 1),
     "no JSON": safetensors_bytes(b"{"),
     "not UTF-8": safetensors_bytes(b'{"\xff": 1}'),
     "a list": safetensors_bytes([]),

@@ -1,22 +1,16 @@
-"""Bounded readers of GGUF and safetensors headers: what they refuse never reaches a native loader.
+"""A bounded reader of GGUF headers."""
 
-Adapters and bases are hostile until checked. Nothing here reads tensor data, and nothing trusts a count, a length or an
-offset before it is compared with the bytes that are there. Every malformation is a `FormatError`, soon.
-"""
-
-import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from pitstop.bundle.formats.tensors import CURE, MAX_ELEMENTS, MAX_ENTRIES, TensorInfo, regular_size
 from pitstop.errors import FormatError
 
-MAX_ENTRIES = 65_536  # metadata keys, and tensors
 MAX_STRING = 1 << 20  # bytes; a chat template fits many times
 MAX_HEADER = 64 << 20  # bytes before the tensor data; the largest known tokenizers take a third
 MAX_TEXT = 8 << 20  # bytes of all texts that are kept
@@ -25,9 +19,6 @@ MAX_ELEMENTS_KEPT = 8_192  # of all arrays; later ones are checked and counted, 
 MAX_ALIGNMENT = 1 << 16
 MAX_DIMENSIONS = 4
 MAX_TENSOR_NAME = 63  # bytes; llama.cpp's limit
-MAX_ELEMENTS = 1 << 63
-MAX_JSON = 16 << 20  # bytes of a safetensors header
-CURE = "fetch or export the file again; do not load it"
 
 # GGUF value types that are scalars: code -> struct format.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -45,13 +36,6 @@ _BLOCKS = {
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
-# safetensors dtypes: name -> bits of an element.
-_BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class SkippedArray:
@@ -62,17 +46,6 @@ class SkippedArray:
 
 
 Value = bool | int | float | str | SkippedArray | tuple[bool | int | float | str, ...]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file, by its header."""
-
-    name: str
-    shape: tuple[int, ...]  # as the format orders it: GGUF fastest first, safetensors slowest first
-    type: str  # "F32", "Q4_1" …
-    offset: int  # bytes from the start of the tensor data
-    size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -92,17 +65,6 @@ class GgufHeader:
         """Return a metadata value that is a text, else None."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
-
-
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """Everything of a safetensors file but the weights."""
-
-    path: Path
-    metadata: Mapping[str, str]
-    tensors: tuple[TensorInfo, ...]
-    data_offset: int  # bytes from the start of the file
-    file_size: int  # bytes
 
 
 class _Reader:
@@ -222,7 +184,7 @@ def read_gguf(path: Path, file: IO[bytes] | None = None) -> GgufHeader:
     try:
         if file is not None:
             return _read_gguf(_Reader(file, path, os.fstat(file.fileno()).st_size))
-        size = _regular_size(path)
+        size = regular_size(path)
         with path.open("rb") as opened:
             return _read_gguf(_Reader(opened, path, size))
     except OSError as error:
@@ -304,85 +266,3 @@ def _check_layout(reader: _Reader, tensors: Sequence[TensorInfo], data_offset: i
         if data_offset + end > reader.size:
             missing = data_offset + end - reader.size
             reader.fail(f"truncated: {tensor.name} ends {missing:,} bytes after the end of the file")
-
-
-def read_safetensors(path: Path) -> SafetensorsHeader:
-    """Read the header of a safetensors file and check it against the file's size.
-
-    Raises:
-        FormatError: it cannot be read, is no safetensors file, is truncated, or has a dtype, shape or offset that a
-            well-formed file cannot have.
-    """
-    try:
-        size = _regular_size(path)
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_JSON, size - 8):
-                _broken(path, f"its header would be {length:,} bytes")
-            raw = file.read(length)
-    except OSError as error:
-        raise FormatError(f"cannot read {path.name}: {error.strerror or error}", where=path) from error
-    entries = _read_json(path, raw)
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _broken(path, "__metadata__ must map texts to texts")
-    tensors = sorted((_safetensor(path, *entry) for entry in entries.items()), key=lambda t: (t.offset, t.size))
-    end = 0
-    for tensor in tensors:
-        if tensor.offset != end:
-            _broken(path, f"{tensor.name!r} begins at {tensor.offset:,} where {end:,} is expected (overlap or hole)")
-        end += tensor.size
-    if 8 + length + end != size:
-        _broken(path, f"the tensors take {end:,} bytes, the file has {size - 8 - length:,}")
-    return SafetensorsHeader(path, metadata, tuple(tensors), 8 + length, size)
-
-
-def _read_json(path: Path, raw: bytes) -> dict[str, Any]:
-    # Bounds what the parsed objects can take in memory before anything is parsed.
-    if raw.count(b"{") > MAX_ENTRIES or raw.count(b"[") > 2 * MAX_ENTRIES or raw.count(b",") > 16 * MAX_ENTRIES:
-        _broken(path, f"it lists more than {MAX_ENTRIES:,} tensors")
-    try:
-        entries = json.loads(raw.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        _broken(path, f"its header is no JSON: {error}")
-    if not isinstance(entries, dict):
-        _broken(path, "its header is no JSON object")
-    return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
-
-
-def _safetensor(path: Path, name: str, entry: Any) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        _broken(path, f"{name!r} must have dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
-        _broken(path, f"{name!r} has the unknown dtype {dtype!r}")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        _broken(path, f"{name!r} must have a shape and two offsets, whole numbers from 0")
-    # numbers of 64 bits and 16 dimensions: the product stays small enough to compute at once
-    bits = math.prod(shape) * _BITS[dtype] if len(shape) <= 16 else MAX_ELEMENTS
-    if bits >= MAX_ELEMENTS or bits % 8 or offsets[1] - offsets[0] != bits // 8:
-        _broken(path, f"{name!r} of shape {shape} and dtype {dtype} cannot take the bytes {offsets[0]} to {offsets[1]}")
-    return TensorInfo(name, tuple(shape), dtype, offsets[0], bits // 8)
-
-
-def _counts(numbers: object) -> bool:
-    return isinstance(numbers, list) and all(type(n) is int and 0 <= n < MAX_ELEMENTS for n in numbers)
-
-
-def _broken(path: Path, what: str) -> NoReturn:
-    raise FormatError(f"{path.name} is no good safetensors file: {what}", where=path, cure=CURE)
-
-
-def _regular_size(path: Path) -> int:
-    # A FIFO would block, a device never end.
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"{path.name} is no regular file", where=path)
-    return status.st_size
