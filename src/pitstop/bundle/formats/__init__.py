@@ -5,15 +5,21 @@ offset before it is compared with the bytes that are there. Every malformation i
 """
 
 from pitstop.bundle.formats.gguf import MAX_DIMENSIONS, GgufHeader, SkippedArray, read_gguf
+from pitstop.bundle.formats.onnx_adapter import OnnxAdapterHeader, read_onnx_adapter
+from pitstop.bundle.formats.onnx_graph import OnnxGraphHeader, read_onnx_graph
 from pitstop.bundle.formats.safetensors import SafetensorsHeader, read_safetensors
 from pitstop.bundle.formats.tensors import TensorInfo
 
 __all__ = [
     "MAX_DIMENSIONS",
     "GgufHeader",
+    "OnnxAdapterHeader",
+    "OnnxGraphHeader",
     "SafetensorsHeader",
     "SkippedArray",
     "TensorInfo",
     "read_gguf",
+    "read_onnx_adapter",
+    "read_onnx_graph",
     "read_safetensors",
 ]
