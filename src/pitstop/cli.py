@@ -14,7 +14,7 @@ from pitstop import __version__
 from pitstop.errors import MissingExtra, PitstopError, Refused, UsageError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
-BUILDER = ("demo", "init", "base", "train", "check", "repair", "export", "merge", "parity", "pack")
+BUILDER = ("demo", "init", "base", "train", "import", "check", "repair", "export", "merge", "parity", "pack")
 FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
@@ -194,6 +194,27 @@ def train(recipe: Recipe, force: Force = False, json: Json = None) -> None:
     left_out = f", {identity.rows_too_long} longer than the limit left out" if identity.rows_too_long else ""
     loss = "" if identity.final_loss is None else f", loss {identity.final_loss:.3f} nats per token"
     _finish(identity, f"{folder}: {identity.rows} rows{left_out}{loss}", json)
+
+
+@app.command("import", rich_help_panel=BUILD)
+def import_adapter(
+    recipe: Recipe,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A PEFT folder or a hub id.")],
+    trained_on: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the adapter calls the recipe's base.")
+    ] = None,
+    force: Force = False,
+    json: Json = None,
+) -> None:
+    """Take in a LoRA that another tool trained."""
+    with _needs("workshop", "importing"):
+        from pitstop.workshop import adapter as adapters
+        from pitstop.workshop import importing as stage
+        from pitstop.workshop import recipe as recipes
+    folder = stage.import_adapter(recipe, source, trained_on=trained_on, force=force)
+    identity = adapters.load_identity(recipes.load(recipe))
+    said = f"{folder}: for {identity.base_name}, weights {identity.base_sha256[:12]}; next, pitstop check {recipe}"
+    _finish(identity, said, json)
 
 
 @app.command(rich_help_panel=BUILD)

@@ -1,9 +1,10 @@
 """The adapter folder: PEFT's files, and `pitstop.json` that says what they are and which base they belong to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pitstop import records
-from pitstop.errors import BrokenInput
+from pitstop.errors import BrokenInput, PitstopError, UsageError
 from pitstop.files import sha256_file
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import require
@@ -23,6 +24,14 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an adapter came from that was not trained here."""
+
+    source: str  # folder or hub id it was imported from
+    base: str  # what it said it was trained on
+
+
+@dataclass(frozen=True)
 class Identity:
     """`adapter/pitstop.json`: what an adapter is and what it belongs to."""
 
@@ -38,6 +47,25 @@ class Identity:
     seconds: float  # of training; of the last part when it was resumed
     final_loss: float | None  # nats per token, mean of the last logged steps; None if nothing was left to train
     history: tuple[Change, ...] = ()  # what was done to it after its training, first to last
+    origin: Origin | None = None  # None: trained here
+
+
+def refuse_imported(run: Path) -> None:
+    """Refuse to train over an adapter that cannot be trained again here.
+
+    Raises:
+        UsageError: the run's adapter was imported.
+    """
+    try:
+        identity = records.load_json(Identity, run / FOLDER / IDENTITY_FILE)
+    except (OSError, PitstopError):
+        return  # none, or none that is whole
+    if identity.origin is not None:
+        raise UsageError(
+            f"this run's adapter was imported from {identity.origin.source}; training would replace it",
+            where=run / FOLDER,
+            cure=f"check it as it is (pitstop check {run}), name another run in the recipe, or add --force",
+        )
 
 
 def load_identity(recipe: Recipe) -> Identity:

@@ -148,6 +148,17 @@ def load(path: Path) -> Recipe:
     return recipe
 
 
+def keep(path: Path, run: Path) -> None:
+    """Copy a recipe into its run folder.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    source = path / RECIPE_FILE if path.is_dir() else path
+    if source.resolve() != (run / RECIPE_FILE).resolve():
+        write_bytes(run / RECIPE_FILE, source.read_bytes())
+
+
 def module_names(modules: tuple[str, ...]) -> tuple[str, ...]:
     """Expand presets to projection names, in a fixed order, each once."""
     names = [name for module in modules for name in PRESETS.get(module, (module,))]

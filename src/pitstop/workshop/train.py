@@ -27,7 +27,7 @@ from pitstop.files import sha256_file, write_bytes
 from pitstop.progress import progress
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity
+from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity, refuse_imported
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.training import material
@@ -40,7 +40,7 @@ def train(path: Path, *, force: bool = False) -> Path:
     """Train the adapter of a recipe and return its folder; a finished one is kept, a stopped one goes on.
 
     Raises:
-        UsageError: files that are missing, or another process training this recipe.
+        UsageError: files that are missing, another process training this recipe, or an imported adapter in its place.
         RecordError: every problem of the recipe, those only the base can show included.
         DatasetError: rows that cannot be used.
     """
@@ -49,10 +49,12 @@ def train(path: Path, *, force: bool = False) -> Path:
     with exclusive(run):
         ref = base_model.load_ref(recipe.base.folder)
         inputs = _inputs(recipe, ref)
-        _keep_recipe(path, run)
+        recipes.keep(path, run)
         known = finished(run / FOLDER / IDENTITY_FILE, Identity, inputs)
         if known is not None and not force:
             return run / FOLDER
+        if not force:
+            refuse_imported(run)
         _clear(run, inputs, force=force)
         return _train(recipe, ref, run, inputs)
 
@@ -301,12 +303,6 @@ def _clear(run: Path, inputs: str, *, force: bool) -> None:
         (run / "training.jsonl").unlink(missing_ok=True)
         write_bytes(mark, inputs.encode())
     (run / FOLDER / IDENTITY_FILE).unlink(missing_ok=True)
-
-
-def _keep_recipe(path: Path, run: Path) -> None:
-    source = path / recipes.RECIPE_FILE if path.is_dir() else path
-    if source.resolve() != (run / recipes.RECIPE_FILE).resolve():
-        write_bytes(run / recipes.RECIPE_FILE, source.read_bytes())
 
 
 def _final_loss(run: Path) -> float | None:
