@@ -5,22 +5,19 @@ wrong. The exact factor of every module is multiplied into its B, and alpha is w
 """
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import torch
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pitstop.bundle.binding import BASE_KEY
-from pitstop.errors import RecordError
 from pitstop.files import write_bytes
 from pitstop.workshop.adapter import WEIGHTS_FILE
 from pitstop.workshop.export import llamacpp
+from pitstop.workshop.export.lora import load_folded
 
 MIXED = "f16+f32"
 
@@ -52,50 +49,12 @@ def fold_scaling(adapter: Path, target: Path) -> None:
     Raises:
         RecordError: DoRA, biases, saved modules: only a merged model can carry them.
     """
-    config = LoraConfig.from_pretrained(str(adapter))
-    assert isinstance(config, LoraConfig)
-    tensors = load_file(adapter / WEIGHTS_FILE)
-    _refuse_inexpressible(config, tensors, adapter)
-    folded = {
-        name: (tensor.float() * scaling(config, name) if ".lora_B." in name else tensor.float()).contiguous()
-        for name, tensor in tensors.items()
-    }
+    _, folded = load_folded(adapter)
     target.mkdir()
     save_file(folded, target / WEIGHTS_FILE)
     plain: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
     plain |= {"lora_alpha": 0, "use_rslora": False, "alpha_pattern": {}}
     (target / "adapter_config.json").write_text(json.dumps(plain))
-
-
-def scaling(config: LoraConfig, tensor: str) -> float:
-    """Return PEFT's factor of one tensor's module: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
-    module = tensor.removeprefix("base_model.model.").rpartition(".lora_")[0]
-    rank = _pattern(config.rank_pattern or {}, module, config.r)
-    alpha = _pattern(config.alpha_pattern or {}, module, config.lora_alpha)
-    return float(alpha / rank**0.5 if config.use_rslora else alpha / rank)
-
-
-def _pattern(patterns: dict[str, Any], module: str, default: float) -> float:
-    # As PEFT looks it up: the whole name, or its end after a dot, by regular expression.
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(default)
-
-
-def _refuse_inexpressible(config: LoraConfig, tensors: dict[str, torch.Tensor], adapter: Path) -> None:
-    problems = []
-    if config.use_dora:
-        problems.append("DoRA: its magnitudes cannot be a GGUF adapter")
-    if config.bias != "none" or config.lora_bias:
-        problems.append("trained biases cannot be a GGUF adapter")
-    if config.modules_to_save:
-        problems.append(f"whole modules saved with the adapter: {', '.join(config.modules_to_save)}")
-    other = sorted(name for name in tensors if ".lora_A." not in name and ".lora_B." not in name)
-    if other and not problems:
-        problems.append(f"tensors that are no LoRA pair: {', '.join(other[:5])}")
-    if problems:
-        raise RecordError(problems, where=adapter, cure="ship it merged: pitstop merge R")
 
 
 def _bind(source: Path, target: Path, base_sha256: str, *, halve_a: bool) -> None:
