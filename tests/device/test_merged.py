@@ -13,7 +13,8 @@ from pitstop.device.limits import MIB, within
 from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime
 from pitstop.device.store import Release
-from pitstop.engines.llama import LlamaEngine, kv
+from pitstop.engines import machine
+from pitstop.engines.llama import LlamaEngine
 from pitstop.engines.template import render
 from pitstop.errors import UsageError
 from serving import ALPHA, BASE, BETA, LIMITS, QUESTIONS, SAMPLING, Board, ask, install, request, running
@@ -90,7 +91,7 @@ def test_a_profile_leaves_room_for_the_largest_merged_model(release: Release, me
 def test_without_a_budget_adapters_have_half_of_what_is_free(
     release: Release, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv, "available_bytes", lambda: 200 * MIB)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 200 * MIB)
     with Runtime.from_release(release, LIMITS) as runtime:
         with pytest.raises(UsageError, match=r"all adapters together may have 104\.9 MB"):
             "".join(runtime.ask(ALPHA, ask(QUESTION), SAMPLING))

@@ -14,8 +14,8 @@ import pytest
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines.base import Sampling, Usage
 from pitstop.engines.llama import LlamaEngine
-from pitstop.engines.llama.native import cores
 from pitstop.engines.llama.threads import LONGEST_PAUSE, PAUSE, Threads, Used
+from pitstop.engines.machine import cores
 
 STEP = 0.12  # seconds of an evaluation here: longer than what is judged together
 PATIENCE = 120  # seconds

@@ -101,7 +101,7 @@ def bench(release: Release, threads: Sequence[int]) -> Measured:
 
 def thread_counts() -> list[int]:
     """Return 1, 2, 4 … up to all the cores this process may use."""
-    from pitstop.engines.llama.native import cores
+    from pitstop.engines.machine import cores
 
     most = cores()
     return sorted({*(1 << power for power in range(most.bit_length())), most})

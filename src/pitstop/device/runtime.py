@@ -81,7 +81,7 @@ class Runtime:
             BaseMismatch: the base file is not the one the release names.
         """
         from pitstop.engines.llama import LlamaEngine  # only a device that runs models has it installed
-        from pitstop.engines.llama.kv import available_bytes
+        from pitstop.engines.machine import available_bytes
 
         limits = limits or Limits()
         base = release.base

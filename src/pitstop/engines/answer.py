@@ -7,6 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from pitstop.engines.base import Sampling, Usage, Use
 from pitstop.errors import UsageError
 
+# Tokens that llama.cpp takes as the end of an answer by their text, whatever the model's settings say.
+END_TEXTS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+    "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
+)  # fmt: skip
+
 
 def check_use(use: Use, loaded: Collection[str]) -> tuple[tuple[str, float], ...]:
     """Return the adapters that change something, with their scales; ``Use()`` and a scale of 0 are the plain base.
@@ -68,6 +74,27 @@ def check_sampling(sampling: Sampling, vocabulary_size: int) -> None:
     }
     if problems := [words for words, is_wrong in wrong.items() if is_wrong]:
         raise UsageError("; ".join(problems))
+
+
+class GrowingText:
+    """The text of an answer while its tokens come; a character is passed on when all its bytes are there."""
+
+    def __init__(self, detokenize: Callable[[Sequence[int]], str]) -> None:
+        self._detokenize = detokenize
+        self._tokens: list[int] = []  # those whose text is not all passed on, after one text that is
+        self._passed = 0  # of the tokens: their text is
+
+    def feed(self, token: int | None) -> str:
+        """Take one more token, or None at the end, and return the text that became certain."""
+        if token is not None:
+            self._tokens.append(token)
+        # Some tokenizers write a token otherwise where a text begins: so one that was passed on stays before.
+        before, text = self._detokenize(self._tokens[: self._passed]), self._detokenize(self._tokens)
+        if token is not None and text.endswith("\ufffd"):
+            return ""
+        if len(text) > len(before):
+            self._tokens, self._passed = self._tokens[self._passed :], len(self._tokens) - self._passed
+        return text[len(before) :]
 
 
 class StopText:

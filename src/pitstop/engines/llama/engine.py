@@ -23,20 +23,21 @@ from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, St
 from pitstop.engines.llama.adapters import Adapters
 from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.forest import Groves, fits, forests
-from pitstop.engines.llama.kv import available_bytes, context_bytes
+from pitstop.engines.llama.kv import context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
-from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, cores, reason
+from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, reason
 from pitstop.engines.llama.pace import Pace
 from pitstop.engines.llama.rows import Rows
 from pitstop.engines.llama.sampler import Sampler
 from pitstop.engines.llama.streams import LlamaStream, Portion, portions, reader_of
 from pitstop.engines.llama.threads import Threads
+from pitstop.engines.machine import available_bytes, cores
 from pitstop.engines.parking import Parking
+from pitstop.engines.probe import probe
 from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag, common_prefix
-from pitstop.errors import BrokenInput, Busy, NoEffect, NotFinite, UsageError
+from pitstop.errors import BrokenInput, Busy, NotFinite, UsageError
 
 SHARE_OF_FREE = 0.25  # of the machine's free memory that a context of an adapter's own may take
-PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without a new adapter
 
 
 class LlamaEngine(Engine):
@@ -113,7 +114,7 @@ class LlamaEngine(Engine):
         try:
             if loaded.model is not None:
                 self._lanes.add(loaded.tag, self._context(loaded.model))
-            self._probe(name, path)
+            probe(self, name, path)
         except BaseException:
             self.unload_adapter(name)
             raise
@@ -130,20 +131,6 @@ class LlamaEngine(Engine):
                 f"{self.context_bytes / 1e6:,.0f} MB are too much of the {free / 1e6:,.0f} MB that are free"
             )
         return self._context(self._model)
-
-    def _probe(self, name: str, path: Path) -> None:
-        """Refuse an adapter without effect: other runtimes load one and answer as the base for ever."""
-        tokens = [*self.invocation(name), *self.tokenize(PROBE)][: self.context_length] or [0]
-        plain = self.logits(tokens, PLAIN_BASE, first=len(tokens) - 1)
-        adapted = self.logits(tokens, Use(name), first=len(tokens) - 1)
-        if not np.isfinite(adapted).all():
-            raise NotFinite(f"{path.name} makes the model compute values that are not finite", where=path)
-        if np.array_equal(plain, adapted):
-            raise NoEffect(
-                f"{path.name} changes nothing: with it the base computes exactly what it computes without",
-                where=path,
-                cure="check that the training changed the adapter and that the export kept its tensors",
-            )
 
     def invocation(self, adapter: str) -> tuple[int, ...]:
         return self._adapters.invocation(adapter)

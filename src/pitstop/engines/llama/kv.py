@@ -1,8 +1,5 @@
 """How much memory conversations take, by the header of their base."""
 
-from contextlib import suppress
-from pathlib import Path
-
 from pitstop.bundle.formats import GgufHeader
 from pitstop.errors import UsageError
 
@@ -18,13 +15,6 @@ def context_bytes(header: GgufHeader, context_length: int, conversations: int) -
     """
     # There is one sequence more than conversations, for what is evaluated from nothing.
     return WORK + (conversations + 1) * context_length * kv_bytes_per_token(header)
-
-
-def available_bytes() -> int | None:
-    """Return how much memory programs can have without making the machine swap; None: not known here."""
-    with suppress(OSError, ValueError, StopIteration), Path("/proc/meminfo").open() as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return None
 
 
 def kv_bytes_per_token(header: GgufHeader) -> int:

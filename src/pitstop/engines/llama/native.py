@@ -5,7 +5,7 @@ import importlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,13 +61,6 @@ def reason() -> str:
     lines = [line for line in _log if line]
     _log.clear()
     return "; ".join(lines) or "it gives no reason"
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    with suppress(AttributeError):  # macOS has no affinity
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

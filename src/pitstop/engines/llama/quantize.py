@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pitstop.bundle.formats import read_gguf
-from pitstop.engines.llama.native import cores, forget_reasons, library, reason
+from pitstop.engines.llama.native import forget_reasons, library, reason
+from pitstop.engines.machine import cores
 from pitstop.errors import FormatError, StorageError, UsageError
 from pitstop.files import storage_error, sync_folder
 

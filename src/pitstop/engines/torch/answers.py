@@ -7,31 +7,8 @@ import torch
 from transformers import StoppingCriteria
 from transformers.generation.logits_process import LogitsProcessor
 
+from pitstop.engines.answer import END_TEXTS
 from pitstop.engines.base import Engine, Sampling
-
-# Tokens that llama.cpp takes as the end of an answer by their text, whatever the model's settings say.
-_END_TEXTS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-)  # fmt: skip
-
-
-class GrowingText:
-    """The text of an answer while its tokens come; a character is passed on when all its bytes are there."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._tokens: list[int] = []
-        self._given = 0
-
-    def feed(self, token: int | None) -> str:
-        if token is not None:
-            self._tokens.append(token)
-        text = self._engine.detokenize(self._tokens)
-        if token is not None and text.endswith("\ufffd"):
-            return ""
-        new, self._given = text[self._given :], len(text)
-        return new
 
 
 class Filter(LogitsProcessor):
@@ -83,5 +60,5 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     found = set(configured if isinstance(configured, list) else [configured])
     found.add(tokenizer.eos_token_id)
     added = tokenizer.get_added_vocab()
-    found.update(added.get(text) for text in _END_TEXTS)
+    found.update(added.get(text) for text in END_TEXTS)
     return frozenset(token for token in found if token is not None)

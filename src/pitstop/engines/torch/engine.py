@@ -11,7 +11,7 @@ import numpy as np
 
 from pitstop.bundle.binding import check_base_sha256
 from pitstop.engines.activation import Activation
-from pitstop.engines.answer import StopText, Wording, check_sampling, check_tokens, check_use
+from pitstop.engines.answer import GrowingText, StopText, Wording, check_sampling, check_tokens, check_use
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Usage, Use
 from pitstop.engines.invocation import active_from
 from pitstop.errors import FormatError, MissingExtra, UsageError
@@ -23,7 +23,7 @@ try:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from pitstop.engines.torch.adapter_folder import CONFIG_FILE, base_of, config_of, weights_of
-    from pitstop.engines.torch.answers import Filter, GrowingText, Stops, choose, end_tokens
+    from pitstop.engines.torch.answers import Filter, Stops, choose, end_tokens
 except ImportError as missing:
     raise MissingExtra("running a transformers model", "workshop") from missing
 
@@ -247,7 +247,7 @@ class TorchEngine(Engine):
         self._check_request(use, sampling)
         check_tokens(tokens, self.context_length, self.vocabulary_size, answer=1)
         usage.prompt_tokens = len(tokens)
-        text = GrowingText(self)
+        text = GrowingText(self.detokenize)
         room = self.context_length - len(tokens)
         wording = Wording(room, sampling, usage, text.feed, self._end_tokens.__contains__)
         return self._answer(list(tokens), use, sampling, wording)
