@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
+from onnx_files import built_graph
 from pitstop.bundle.binding import BASE_KEY
 from pitstop.demo import smollm2
 from pitstop.files import sha256_file
@@ -34,6 +35,14 @@ def f16_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     quantize(smollm2_gguf, path, "f16")
     yield path
     path.unlink()
+
+
+@pytest.fixture(scope="session")
+def onnx_graph(smollm2_gguf: Path) -> Path:
+    """The same model as an ONNX graph in 32-bit floats, built once for every state of the exporter."""
+    pytest.importorskip("onnxruntime_genai", reason="the onnx part is not installed")
+    pytest.importorskip("torch", reason="the workshop part is not installed")
+    return built_graph(smollm2_gguf, "fp32", cache_folder() / "tests")
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ import gguf
 import numpy as np
 import pytest
 
+from onnx_files import write_onnx_adapter
 from pitstop.bundle.binding import BASE_KEY
 from pitstop.bundle.formats import GgufHeader, read_gguf
 from pitstop.demo.smollm2 import SHA256
 from pitstop.engines import sessions
 from pitstop.engines.base import Engine
 from pitstop.engines.llama import LlamaEngine
+from pitstop.files import sha256_file
 
 CONTEXT = 256  # tokens of a conversation
 HEADS = 9  # GGUF keeps the rows of a Llama's query heads in pairs (i, i + half), HF in halves
@@ -42,6 +44,11 @@ def random_pairs(smollm2_gguf: Path) -> Callable[..., Pairs]:
         return pairs
 
     return make
+
+
+def halves_of(b: np.ndarray) -> np.ndarray:
+    """Return B of the queries with its rows as HF and ONNX have them."""
+    return b.reshape(HEADS, -1, 2, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +122,7 @@ def peft_adapter(random_pairs: Callable[..., Pairs], tmp_path_factory: pytest.Te
         for name, (a, b) in random_pairs(rank, seed, size).items():
             _, layer, module, _ = name.split(".")
             if module == "attn_q":
-                b = b.reshape(HEADS, -1, 2, rank).swapaxes(1, 2).reshape(b.shape)
+                b = halves_of(b)
             place = f"base_model.model.model.layers.{layer}.{MODULES[module]}"
             weights |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
         save_file(weights, folder / "adapter_model.safetensors")
@@ -132,9 +139,9 @@ def open_llama(f16_gguf: Path) -> Iterator[Callable[..., Any]]:
     opened: list[LlamaEngine] = []
 
     def make(
-        kind: type[LlamaEngine] = LlamaEngine, *, sequences: int = 3, path: Path = f16_gguf, own_lanes: int = 0
+        kind: type[LlamaEngine] = LlamaEngine, *, sequences: int = 3, path: Path = f16_gguf, **options: Any
     ) -> LlamaEngine:
-        options = {"context_length": CONTEXT, "sequences": sequences, "threads": 1, "own_lanes": own_lanes}
+        options = {"context_length": CONTEXT, "sequences": sequences, "threads": 1, **options}
         engine = kind(path, base_sha256=SHA256, **options)
         opened.append(engine)
         return engine
@@ -142,6 +149,66 @@ def open_llama(f16_gguf: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for engine in opened:
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def onnx_adapter(
+    random_pairs: Callable[..., Pairs], onnx_graph: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Make:
+    """Write the very adapter of `gguf_adapter` as an `.onnx_adapter` file."""
+    own = sha256_file(onnx_graph)
+
+    def make(
+        rank: int = 8,
+        seed: int = 1,
+        size: float = 1.0,
+        base_sha256: str | None = own,
+        modules: Collection[str] = MODULES,
+        invocation: Sequence[int] = (),
+        kind: type = np.float32,
+    ) -> Path:
+        path = tmp_path_factory.mktemp("onnx") / f"r{rank}s{seed}.onnx_adapter"
+        tensors = {}
+        for name, (a, b) in random_pairs(rank, seed, size, modules).items():
+            _, layer, module, _ = name.split(".")
+            site = f"lora.{layer}.{MODULES[module].removeprefix('self_')}"
+            b = halves_of(b) if module == "attn_q" else b
+            tensors |= {f"{site}.A": a.T.astype(kind), f"{site}.B": b.T.astype(kind)}
+        write_onnx_adapter(path, tensors, base_sha256, invocation)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def open_onnx(onnx_graph: Path) -> Iterator[Callable[..., Any]]:
+    """Open an ONNX engine of any kind; it is closed at the end."""
+    from pitstop.engines.onnx import OnnxEngine
+
+    opened: list[Engine] = []
+
+    def make(kind: type[Engine] = OnnxEngine, *, sequences: int = 3, **options: Any) -> Engine:
+        options = {"context_length": CONTEXT, "sequences": sequences, "threads": 1, **options}
+        engine = kind(onnx_graph, base_sha256=sha256_file(onnx_graph), **options)
+        opened.append(engine)
+        return engine
+
+    yield make
+    for engine in opened:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def shared_onnx(open_onnx: Callable[..., Any]) -> Engine:
+    return open_onnx()
+
+
+@pytest.fixture
+def onnx(shared_onnx: Engine) -> Iterator[Engine]:
+    """An ONNX engine, opened once for all tests; its adapters are taken out after each."""
+    yield shared_onnx
+    for name in shared_onnx.adapters:
+        shared_onnx.unload_adapter(name)
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +232,7 @@ def torch_engine(torch_parts: tuple[Any, Any]) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=["llama", pytest.param("torch_engine", marks=pytest.mark.slow)])
+@pytest.fixture(params=["llama", "onnx", pytest.param("torch_engine", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Every engine, one after the other."""
     return request.getfixturevalue(request.param)
@@ -174,18 +241,18 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture
 def adapter(engine: Engine, request: pytest.FixtureRequest) -> Make:
     """Write an adapter for the engine under test."""
-    return request.getfixturevalue("gguf_adapter" if engine.name == "llama" else "peft_adapter")
+    return request.getfixturevalue({"llama": "gguf_adapter", "onnx": "onnx_adapter"}.get(engine.name, "peft_adapter"))
 
 
 @pytest.fixture
-def cold(engine: Engine, open_llama: Callable[..., Any]) -> Iterator[Callable[[], Engine]]:
+def cold(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Callable[[], Engine]]:
     """Open an engine of the same kind that has seen nothing; the torch engine keeps nothing between requests."""
     opened: list[Engine] = []
 
     def make() -> Engine:
-        if engine.name != "llama":
+        if engine.name == "torch":
             return engine
-        opened.append(open_llama(sequences=1))
+        opened.append(request.getfixturevalue(f"open_{engine.name}")(sequences=1))
         return opened[-1]
 
     yield make

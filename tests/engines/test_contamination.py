@@ -18,13 +18,14 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from pitstop.demo.smollm2 import SHA256
-from pitstop.engines.base import PLAIN_BASE, Piece, Sampling, Stream, Usage, Use
+from pitstop.engines.base import PLAIN_BASE, Engine, Piece, Sampling, Stream, Usage, Use
 from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.onnx import OnnxEngine
 from pitstop.engines.parking import Parking
 
 ROUNDING = 0.3  # see above
 SEQUENCES = 3
+CONVERSATION = 256 * 46_080  # bytes, of 256 tokens in the ONNX graph
 INVOCATION = (4093, 198)  # of the activated adapter
 ADAPTERS = {  # name -> rank, modules, seeds and invocation: a name is reloaded with the weights of its other seed
     "one": (4, ("attn_q",), (1, 2), ()),
@@ -33,7 +34,7 @@ ADAPTERS = {  # name -> rank, modules, seeds and invocation: a name is reloaded 
     "four": (8, ("attn_q", "ffn_down"), (7, 8), INVOCATION),
     "five": (8, ("attn_q", "attn_v"), (9, 10), ()),
 }
-MERGED = "five"  # is no adapter but a model of its own
+MERGED = "five"  # is no adapter but a model of its own, on llama.cpp
 USES = (
     PLAIN_BASE,
     *map(Use, ADAPTERS),
@@ -54,33 +55,50 @@ PROMPTS = (
 )
 
 
-class Recording(LlamaEngine):
-    """Keeps the logits that the tokens of a step were chosen from."""
+def recording(kind: type[Any]) -> type[Any]:
+    """Return the engine that keeps the logits that the tokens of a step were chosen from."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rows: dict[Stream, np.ndarray] = {}
+    class Recording(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.rows: dict[Stream, np.ndarray] = {}
 
-    def _say(self, stream: Any, row: np.ndarray) -> Piece:
-        self.rows[stream] = row.copy()
-        return super()._say(stream, row)
+        def _say(self, stream: Any, row: np.ndarray) -> Piece:
+            self.rows[stream] = row.copy()
+            return super()._say(stream, row)
+
+    return Recording
 
 
 Cold = Callable[[tuple[int, ...], Use], np.ndarray]
 
 
+@pytest.fixture(scope="module", params=["llama", "onnx"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every engine that keeps KV between requests."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def open_engine(kind: str, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return request.getfixturevalue(f"open_{kind}")
+
+
 @pytest.fixture(scope="module")
 def weights(
-    gguf_adapter: Callable[..., Path],
-    merge_gguf: Callable[[Path, Path], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, int], Path]]:
     """The files of every name and seed."""
+    make = request.getfixturevalue("gguf_adapter" if kind == "llama" else "onnx_adapter")
     files = {
-        (name, seed): gguf_adapter(rank=rank, modules=modules, seed=seed, invocation=invocation)
+        (name, seed): make(rank=rank, modules=modules, seed=seed, invocation=invocation)
         for name, (rank, modules, seeds, invocation) in ADAPTERS.items()
         for seed in seeds
     }
+    if kind == "onnx":
+        yield files
+        return
+    merge_gguf = request.getfixturevalue("merge_gguf")
     folder = tmp_path_factory.mktemp("merged")
     merged = {key: merge_gguf(path, folder / f"{key[1]}.gguf") for key, path in files.items() if key[0] == MERGED}
     yield files | merged
@@ -89,9 +107,9 @@ def weights(
 
 
 @pytest.fixture(scope="module")
-def cold(open_llama: Callable[..., Any], weights: dict[tuple[str, int], Path]) -> Cold:
+def cold(open_engine: Callable[..., Any], weights: dict[tuple[str, int], Path]) -> Cold:
     """Return the logits after tokens by an evaluation from nothing; names are those of `seeded`."""
-    engine = open_llama(sequences=1)
+    engine = open_engine(sequences=1)
     for (name, seed), path in weights.items():
         engine.load_adapter(f"{name}{seed}", path)
     known: dict[tuple[tuple[int, ...], Use], np.ndarray] = {}
@@ -113,7 +131,8 @@ def seeded(use: Use, seeds: dict[str, int]) -> Use:
 class Requests(RuleBasedStateMachine):
     """One engine, and all that may be asked of it."""
 
-    make: Callable[[], Recording]
+    make: Callable[[], Any]
+    examples: int  # that hypothesis draws
     weights: dict[tuple[str, int], Path]
     cold: Cold
 
@@ -192,20 +211,34 @@ class Requests(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(f16_gguf: Path, weights: dict[tuple[str, int], Path], cold: Cold) -> type[Requests]:
-    """Requests to engines with one lane to give, and room to park."""
-    options: dict[str, Any] = {"base_sha256": SHA256, "context_length": 256, "sequences": SEQUENCES, "threads": 2}
+def machine(
+    kind: str, open_engine: Callable[..., Any], weights: dict[tuple[str, int], Path], cold: Cold
+) -> type[Requests]:
+    """Requests to llama engines with one lane to give, and room to park; to ONNX engines with room for one more."""
 
     class Here(Requests):
         pass
 
-    Here.make = staticmethod(lambda: Recording(f16_gguf, **options, own_lanes=1, parking=Parking(1 << 30)))
+    def make() -> Engine:
+        if kind == "llama":
+            return open_engine(
+                recording(LlamaEngine), sequences=SEQUENCES, threads=2, own_lanes=1, parking=Parking(1 << 30)
+            )
+        return open_engine(recording(OnnxEngine), sequences=SEQUENCES, warm=CONVERSATION)
+
+    Here.make, Here.examples = staticmethod(make), 12 if kind == "llama" else 6  # in 32-bit floats, so slower
     Here.weights, Here.cold = weights, staticmethod(cold)
     return Here
 
 
 def run(machine: type[Requests], **options: Any) -> None:
-    options = {"max_examples": 12, "stateful_step_count": 40, "deadline": None, "derandomize": True, **options}
+    options = {
+        "max_examples": machine.examples,
+        "stateful_step_count": 40,
+        "deadline": None,
+        "derandomize": True,
+        **options,
+    }
     run_state_machine_as_test(machine, settings=settings(**options))
 
 

@@ -121,7 +121,7 @@ class OnnxEngine(Engine):
         """Give back adapters that were unloaded, and with them the idle generators that were ever given one."""
         doomed = self._adapters.doomed
         if self._scratch is not None and not self._scratch_taken and doomed.intersection(self._scratch.given):
-            self._scratch = None
+            self._forget_scratch()
         for session in self._sessions:
             conversation = self._conversations.get(session.sequence)
             if conversation is not None and not session.busy and doomed.intersection(conversation.given):
@@ -131,7 +131,14 @@ class OnnxEngine(Engine):
 
     def _empty(self, session: Session) -> None:
         session.tag, session.tokens = None, []
-        self._conversations.pop(session.sequence, None)
+        conversation = self._conversations.pop(session.sequence, None)
+        if conversation is not None:
+            conversation.close()
+
+    def _forget_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def invocation(self, adapter: str) -> tuple[int, ...]:
         return self._adapters.invocation(adapter)
@@ -176,8 +183,8 @@ class OnnxEngine(Engine):
                 at = end
         finally:
             self._scratch_taken = False
-            if not finite and not self._closed:
-                self._scratch = None  # or was not read to the end
+            if not finite and not self._closed:  # or not read to its end
+                self._forget_scratch()
             if not self._closed:
                 self._tidy()
 
@@ -191,7 +198,10 @@ class OnnxEngine(Engine):
             if not (tag.adapters or conversation.given) or conversation.takes(changes):
                 conversation.rewind(kept)
                 return conversation
-        return self._model.conversation(self.context_length, guide)
+        made = self._model.conversation(self.context_length, guide)
+        if conversation is not None:
+            conversation.close()
+        return made
 
     def _evaluate(self, conversation: Conversation, tag: Tag, tokens: Sequence[int], at: int) -> int:
         """Evaluate a portion of tokens from a position on, under a tag; return where it ends."""
@@ -291,10 +301,10 @@ class OnnxEngine(Engine):
         if not np.isfinite(row).all():
             what = "under these adapters and scales the model computes values that are not finite"
             raise NotFinite(what, cure="ask for a smaller scale")
-        return self._say(stream, conversation, row)
+        return self._say(stream, row)
 
-    def _say(self, stream: OnnxStream, conversation: Conversation, row: NDArray[np.float32]) -> Piece:
-        prepared = stream.sampler.prepare(row)
+    def _say(self, stream: OnnxStream, row: NDArray[np.float32]) -> Piece:
+        prepared, conversation = stream.sampler.prepare(row), self._conversations[stream.session.sequence]
         token = conversation.choose(prepared) if stream.guided else int(prepared.argmax())
         stream.sampler.accept(token)
         wanted = stream.sampling.logprobs
@@ -322,6 +332,7 @@ class OnnxEngine(Engine):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._conversations.clear()
-            self._scratch = None
+            for conversation in self._conversations.values():
+                conversation.close()
+            self._forget_scratch()
             self._model.close()

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,8 @@ class Model:
             return ""
         with translated("write tokens as text", self.path):
             text: str = (self._spelling if special else self._tokenizer).decode(np.array(tokens, np.int32))
-            return text
+        # It writes nothing but special tokens as if it were half a character.
+        return "" if text == "\ufffd" and not special and text not in self.detokenize(tokens, special=True) else text
 
     def conversation(self, length: int, guide: str | None = None) -> "Conversation":
         """Open an empty KV for so many tokens; ``guide`` is a JSON schema that tokens may be chosen by.
@@ -162,7 +164,7 @@ class Conversation:
         self.under: str | None = None  # the adapter that was set last
         self.given: list[str] = []  # all that were ever set: they cannot be unloaded while this lives
         self._model = model
-        self._generator = generator
+        self._generator: Any = generator
 
     def takes(self, names: Sequence[str]) -> bool:
         """Tell whether these adapters can be set one after the other; else a new conversation is needed."""
@@ -200,6 +202,10 @@ class Conversation:
         with translated("read logits", self._model.path):
             every: Logits = self._generator.get_output("logits")
             return every[0, -count:]
+
+    def close(self) -> None:
+        """Give back the KV; whoever else still holds this holds nothing."""
+        self._generator = None
 
     def choose(self, row: NDArray[np.float32]) -> int:
         """Choose the likeliest token of a row that the guide allows; it counts as appended, and is evaluated later."""
