@@ -44,8 +44,9 @@ def built_graph(gguf: Path, precision: str, cache: Path) -> Path:
 
 def _build(gguf: Path, precision: str, folder: Path) -> None:
     import torch
-    from pitstop.workshop.export.onnx import build_base
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from pitstop.workshop.export.onnx import build_base
 
     hf = folder / "hf"
     model = AutoModelForCausalLM.from_pretrained(

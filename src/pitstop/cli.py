@@ -183,13 +183,20 @@ def base(
 
 
 @app.command(rich_help_panel=BUILD)
-def train(recipe: Recipe, force: Force = False, json: Json = None) -> None:
+def train(
+    recipe: Recipe,
+    report_to: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Send losses to tensorboard, wandb, mlflow …; may be repeated.")
+    ] = [],  # noqa: B006
+    force: Force = False,
+    json: Json = None,
+) -> None:
     """Train an adapter; a stopped training goes on."""
     with _needs("workshop", "training"):
         from pitstop.workshop import adapter as adapters
         from pitstop.workshop import recipe as recipes
         from pitstop.workshop import train as stage
-    folder = stage.train(recipe, force=force)
+    folder = stage.train(recipe, force=force, report_to=report_to)
     identity = adapters.load_identity(recipes.load(recipe))
     left_out = f", {identity.rows_too_long} longer than the limit left out" if identity.rows_too_long else ""
     loss = "" if identity.final_loss is None else f", loss {identity.final_loss:.3f} nats per token"

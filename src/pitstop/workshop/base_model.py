@@ -34,6 +34,7 @@ from pitstop.engines.llama import quantize
 from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file, write_bytes
 from pitstop.workshop.export import llamacpp
+from pitstop.workshop.training import frozen
 
 BASE_FILE = "base.json"
 
@@ -89,11 +90,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder / "hf")
 
 
-def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str) -> PreTrainedModel:
-    """Load the frozen weights to train on: `shipped` (the artifact's, dequantized) or `nf4` (QLoRA).
+def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, kept: str = "auto") -> PreTrainedModel:
+    """Load the frozen weights to train on: `shipped` (the artifact's), `nf4` (QLoRA) or `bf16` (as the base came).
 
     Matrices are bfloat16 on every device: within 1.3e-3 (relative) of the shipped weights, far below what quantizing
     costs, and about twice as fast as float32 where the processor has bfloat16 instructions.
+
+    Args:
+        kept: "dequantized", "blocks" (a layer's weights are made when it computes), or "auto": what memory allows.
 
     Raises:
         UsageError: the base has no such artifact.
@@ -101,6 +105,9 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str) -
     """
     device_map = "auto" if torch.cuda.is_available() else None
     common: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": device_map}
+    if precision == "bf16":
+        return AutoModelForCausalLM.from_pretrained(folder / "hf", **common)
+    dequantized = kept == "dequantized" or (kept == "auto" and frozen.fits(AutoConfig.from_pretrained(folder / "hf")))
     if precision == "nf4":
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -108,8 +115,13 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str) -
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        return AutoModelForCausalLM.from_pretrained(folder / "hf", quantization_config=nf4, **common)
-    return AutoModelForCausalLM.from_pretrained(_dequantized(folder, ref, artifact), **common)
+        model = AutoModelForCausalLM.from_pretrained(folder / "hf", quantization_config=nf4, **common)
+        frozen.release_nf4(model, dequantized=dequantized)
+        return model
+    source = _dequantized(folder, ref, artifact)
+    if dequantized:
+        return AutoModelForCausalLM.from_pretrained(source, **common)
+    return frozen.load_blocks(source, artifact_path(folder, ref, artifact))
 
 
 def artifact_path(folder: Path, ref: BaseRef, precision: str) -> Path:
@@ -137,7 +149,7 @@ def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
-        model.save_pretrained(target)
+        model.save_pretrained(target, max_shard_size="1000GB")
         write_bytes(done, ref.artifact(precision).sha256.encode())
     return target
 

@@ -32,8 +32,9 @@ class BaseChoice:
     """Which base, and which of its weights the adapter is trained on."""
 
     folder: Path  # a prepared base: bases/<name>, made by `pitstop base`
-    precision: Literal["shipped", "nf4"] = "shipped"  # shipped: the very weights the device runs; nf4: QLoRA
+    precision: Literal["shipped", "nf4", "bf16"] = "shipped"  # shipped: the very weights the device runs; nf4: QLoRA
     artifact: str = "q8_0"  # the base artifact the device runs
+    kept: Literal["auto", "dequantized", "blocks"] = "auto"  # in memory; blocks: a quarter, and slower
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Train:
 
     steps: int = 300  # optimizer steps
     batch: int = 8  # rows a step
+    micro_batch: int | None = None  # of them at once; halved when memory runs out, which changes no gradient
+    gradient_checkpointing: bool = False  # less memory for activations, about a third more time
+    optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"  # paged: GPU only
     learning_rate: float = 5e-4
     warmup_steps: int = 10
     weight_decay: float = 0.0  # of A and B
@@ -188,6 +192,7 @@ def _problems(recipe: Recipe) -> list[str]:
     positive = {
         "train.steps": recipe.train.steps,
         "train.batch": recipe.train.batch,
+        "train.micro_batch": 1 if recipe.train.micro_batch is None else recipe.train.micro_batch,
         "train.learning_rate": recipe.train.learning_rate,
         "train.rank": recipe.train.rank,
         "train.alpha": recipe.train.alpha,
@@ -238,8 +243,9 @@ license = "Apache-2.0"
 
 [base]
 folder = "bases/smollm2-135m-instruct"   # made by: pitstop base SOURCE
-precision = "shipped"        # train on the very weights the device runs; or "nf4" (QLoRA) for what does not fit
+precision = "shipped"        # train on the very weights the device runs; or "nf4" (QLoRA), or "bf16"
 artifact = "q8_0"
+kept = "auto"                # in memory: "dequantized", or "blocks" for a quarter of that, chosen by what is free
 
 [data]
 train = "data/train.jsonl"   # {"prompt": "...", "completion": "..."} or {"messages": [...]} a line; .csv, .parquet,
@@ -252,6 +258,8 @@ max_tokens = 256             # longer rows are left out and counted
 [train]
 steps = 300
 batch = 8
+# micro_batch = 2            # rows at once; without it all, halved when memory runs out
+gradient_checkpointing = false   # less memory for activations, about a third more time
 learning_rate = 5e-4
 rank = 16
 alpha = 32.0

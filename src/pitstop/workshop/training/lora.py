@@ -14,13 +14,13 @@ from peft import PeftModel
 from peft.tuners.lora import Linear
 
 from pitstop.engines.activation import Activation
+from pitstop.workshop.training.frozen import FrozenLinear
 
 
 def fuse(model: PeftModel, activation: Activation) -> int:
     """Let every plain LoRA layer of a model in training compute in one step; return how many do.
 
-    Each acts where ``activation`` says. Layers with dropout, biases, DoRA, another adapter or a quantized base keep
-    PEFT's way.
+    Each acts where ``activation`` says. Layers with dropout, biases, DoRA or another adapter keep PEFT's way.
     """
     count = 0
     for module in model.modules():
@@ -34,7 +34,7 @@ def _is_plain(module: Any) -> bool:
     (name,) = module.active_adapters if len(module.active_adapters) == 1 else (None,)
     return (
         name is not None
-        and type(module.base_layer) is torch.nn.Linear
+        and (type(module.base_layer) is torch.nn.Linear or isinstance(module.base_layer, FrozenLinear))
         and not module.merged
         and not module.use_dora.get(name, False)
         and not module.lora_bias.get(name, False)
@@ -50,7 +50,7 @@ def _forward(activation: Activation, self: Any, x: torch.Tensor, *_: Any, **__: 
     (name,) = self.active_adapters
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     mask = activation.mask(x.shape[1])
-    result: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name], mask)
+    result: torch.Tensor = _LoraLinear.apply(x, base, a, b, self.scaling[name], mask)
     return result
 
 
@@ -61,31 +61,31 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        base: torch.nn.Linear,
         a: torch.Tensor,
         b: torch.Tensor,
         scaling: float,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
+        weight = base.weight  # read again in backward: a layer in blocks makes it anew, and it is not kept
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         low, high = a.to(weight.dtype), (b * scaling).to(weight.dtype)
         inner = rows @ low.t()
         if mask is not None:
             mask = mask.reshape(-1, 1)
             inner *= mask
-        y = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, high.t())
-        ctx.save_for_backward(rows, inner, weight, low, high)
-        ctx.scaling, ctx.shape, ctx.mask = scaling, x.shape, mask
+        y = torch.nn.functional.linear(rows, weight, base.bias).addmm_(inner, high.t())
+        ctx.save_for_backward(rows, inner, low, high)
+        ctx.base, ctx.scaling, ctx.shape, ctx.mask = base, scaling, x.shape, mask
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
-        rows, inner, weight, low, high = ctx.saved_tensors
+        rows, inner, low, high = ctx.saved_tensors
         d = upstream.reshape(-1, upstream.shape[-1])
         d_inner = d @ high
         if ctx.mask is not None:
             d_inner *= ctx.mask
         d_low, d_high = d_inner.t() @ rows, d.t() @ inner
-        d_x = (d @ weight).addmm_(d_inner, low).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_low.float(), d_high.float() * ctx.scaling, None, None
+        d_x = (d @ ctx.base.weight).addmm_(d_inner, low).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return d_x, None, d_low.float(), d_high.float() * ctx.scaling, None, None

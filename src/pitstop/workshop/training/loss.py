@@ -50,13 +50,14 @@ class Head:
         return None if self.cap is None else 1.0 - (logits / self.cap) ** 2
 
 
-def cross_entropy(states: torch.Tensor, head: Head, aims: torch.Tensor) -> torch.Tensor:
+def cross_entropy(states: torch.Tensor, head: Head, aims: torch.Tensor, count: int | None = None) -> torch.Tensor:
     """Return the mean of -ln p(aim) in nats per position.
 
     Args:
         states: last hidden states, shape (positions, width).
         head: of the model.
         aims: the token that follows each position, shape (positions,).
+        count: positions of the whole batch, if these are a part of it: the parts' losses add up to its mean.
     """
 
     def judge(logits: torch.Tensor, places: slice) -> torch.Tensor:
@@ -67,15 +68,16 @@ def cross_entropy(states: torch.Tensor, head: Head, aims: torch.Tensor) -> torch
         logits[rows, wanted] -= 1.0
         return (normal - picked).sum()
 
-    return _mean_loss(states, head, judge)
+    return _mean_loss(states, head, judge, count)
 
 
-def divergence(states: torch.Tensor, head: Head, base_states: torch.Tensor) -> torch.Tensor:
+def divergence(states: torch.Tensor, head: Head, base_states: torch.Tensor, count: int | None = None) -> torch.Tensor:
     """Return the mean of KL(base || adapted) over the whole vocabulary, in nats per position.
 
     Args:
         states, base_states: last hidden states with and without the adapter, shape (positions, width).
         head: of the model, which is the same for both.
+        count: as above.
     """
 
     def judge(logits: torch.Tensor, places: slice) -> torch.Tensor:
@@ -87,7 +89,7 @@ def divergence(states: torch.Tensor, head: Head, base_states: torch.Tensor) -> t
         logits -= expected
         return cross + normal.sum()
 
-    return _mean_loss(states, head, judge)
+    return _mean_loss(states, head, judge, count)
 
 
 def _to_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -98,8 +100,8 @@ def _to_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return (sums.log() + highest).squeeze(-1)
 
 
-def _mean_loss(states: torch.Tensor, head: Head, judge: Judge) -> torch.Tensor:
-    loss: torch.Tensor = _BehindHead.apply(states, head, judge)
+def _mean_loss(states: torch.Tensor, head: Head, judge: Judge, count: int | None) -> torch.Tensor:
+    loss: torch.Tensor = _BehindHead.apply(states, head, judge, len(states) if count is None else count)
     return loss
 
 
@@ -107,12 +109,11 @@ class _BehindHead(torch.autograd.Function):
     """The mean loss, with the gradient of the states taken on the way."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, head: Head, judge: Judge) -> torch.Tensor:
-        count = len(states)
+    def forward(ctx: Any, states: torch.Tensor, head: Head, judge: Judge, count: int) -> torch.Tensor:
         total = torch.zeros((), device=states.device)
         gradient = torch.empty_like(states)
-        for begin in range(0, count, PORTION):
-            places = slice(begin, min(begin + PORTION, count))
+        for begin in range(0, len(states), PORTION):
+            places = slice(begin, min(begin + PORTION, len(states)))
             logits = head.logits(states[places])
             slope = head.slope(logits)
             total += judge(logits, places)
@@ -124,4 +125,4 @@ class _BehindHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * (upstream / ctx.count), None, None
+        return gradient * (upstream / ctx.count), None, None, None
