@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.formats.onnx_adapter import note
+from pitstop.bundle.onnx import sites
+from pitstop.files import sha256_file
 
 
 def write_onnx_adapter(
@@ -26,6 +29,18 @@ def write_onnx_adapter(
     if base_sha256 is not None:
         path.write_bytes(path.read_bytes() + note(base_sha256, tuple(invocation)))
     return path
+
+
+def random_onnx_adapter(path: Path, graph: Path, seed: int, rank: int = 4, strength: float = 0.5) -> Path:
+    """Write a random adapter on the queries and values of a graph."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for site, shape in sites(read_onnx_graph(graph)).items():
+        if site.endswith(("q_proj", "v_proj")):
+            a = random.normal(size=(shape.inputs, rank)) / shape.inputs**0.5
+            b = random.normal(size=(rank, shape.outputs)) * strength
+            tensors |= {f"{site}.A": a.astype(np.float32), f"{site}.B": b.astype(np.float32)}
+    return write_onnx_adapter(path, tensors, sha256_file(graph))
 
 
 def built_graph(gguf: Path, precision: str, cache: Path) -> Path:

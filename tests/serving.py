@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from pitstop import records
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle, Prompting
+from pitstop.bundle.onnx import parts
 from pitstop.device import server
 from pitstop.device.access import Access
 from pitstop.device.asgi import Server
+from pitstop.device.engine import open_engine
 from pitstop.device.request import ServedModel
 from pitstop.device.routes import Service, application
 from pitstop.device.runtime import Limits, Runtime
@@ -61,7 +64,9 @@ def install(
             bundles.append(_bundle("merged" if name in merged else "adapter", name, path, digest))
         release = store.release({bundle.name: records.to_json(bundle) for bundle in bundles})
         for path, bundle in zip([base, *adapters.values()], bundles, strict=True):
-            _add(store, path, bundle.artifacts[0])
+            _add(store, path, bundle.artifact)
+        for part, path in _parts(base).items():
+            _add(store, path, part)
         store.install(release)
         store.activate()
         store.confirm()
@@ -80,9 +85,20 @@ def _bundle(role: ArtifactRole, name: str, path: Path, base_sha256: str) -> Bund
         base_sha256=base_sha256,
         prompting=Prompting(_template(), "<|im_start|>", "<|im_end|>", system=system),
         context_length=2048,
-        artifacts=(Artifact(role, "gguf", "f32", path.name, sha256_file(path), path.stat().st_size),),
+        artifacts=(
+            Artifact(role, _format(path), "f32", path.name, sha256_file(path), path.stat().st_size),
+            *(_parts(path) if role == "base" else ()),
+        ),
         scale=1.0 if role == "merged" else SCALES.get(name, 1.0),
     )
+
+
+def _format(path: Path) -> str:
+    return "onnx" if path.suffix.startswith(".onnx") else "gguf"
+
+
+def _parts(base: Path) -> dict[Artifact, Path]:
+    return parts(read_onnx_graph(base)) if _format(base) == "onnx" else {}
 
 
 def _template() -> str:
@@ -128,7 +144,7 @@ def board(tmp_path_factory: pytest.TempPathFactory, f16_gguf: Path, make_adapter
 def _cold_answers(release: Release) -> dict[tuple[str, str], str]:
     """Answer every question under every model, each with an engine that did nothing before."""
     return {
-        (name, question): _cold_answer(release, name, question) for name in release.bundles for question in QUESTIONS
+        (name, question): cold_answer(release, name, question) for name in release.bundles for question in QUESTIONS
     }
 
 
@@ -143,10 +159,10 @@ def cold_stack(board: Board, scales: Mapping[str, float], question: str) -> str:
         return "".join(piece.text for piece in pieces)
 
 
-def _cold_answer(release: Release, name: str, question: str) -> str:
+def cold_answer(release: Release, name: str, question: str) -> str:
+    """Answer a question under a model, with an engine that did nothing before."""
     bundle = release.bundles[name]
-    options = {"context_length": LIMITS.context_length, "sequences": 1, "threads": LIMITS.threads}
-    with LlamaEngine(release.base_path(), base_sha256=release.base.base_sha256, **options) as engine:
+    with open_engine(release.base, release.base_path(), replace(LIMITS, sequences=1)) as engine:
         use = Use()
         if bundle.kind == "adapter":
             engine.load_adapter(name, release.adapters()[name][1])

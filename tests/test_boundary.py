@@ -43,7 +43,12 @@ def test_the_device_never_loads_what_publishes() -> None:
 
 def test_an_engine_file_loads_its_own_library_only() -> None:
     assert not modules_after("import pitstop.engines.llama") & HEAVY
-    assert not modules_after("import pitstop.engines.base, pitstop.engines.template") & {*HEAVY, "llama_cpp"}
+    assert not modules_after("import pitstop.engines.onnx") & {*HEAVY, "llama_cpp"}
+    assert not modules_after("import pitstop.engines.base, pitstop.engines.template") & {
+        *HEAVY,
+        "llama_cpp",
+        "onnxruntime_genai",
+    }
 
 
 @pytest.mark.slow

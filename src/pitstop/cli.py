@@ -103,9 +103,9 @@ Json = Annotated[
     typer.Option(metavar="FILE", callback=_hush, help="Write the result as JSON; - is standard output, and only that."),
 ]
 EngineName = Annotated[
-    Literal["torch", "llama"] | None,
+    Literal["torch", "llama", "onnx"] | None,
     typer.Option(
-        "--engine", help="torch: the adapter as trained; llama: what ships. [torch; llama if it ships merged]"
+        "--engine", help="torch: the adapter as trained; llama, onnx: what ships. [torch; what ships if it is merged]"
     ),
 ]
 Channel = Annotated[str, typer.Option(metavar="NAME", help="What devices ask the repository for.")]
@@ -426,6 +426,9 @@ def serve(
         list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
     ] = None,
     profile: Profile = None,
+    engine: Annotated[
+        Literal["llama", "onnx"] | None, typer.Option(help="Which must run it. [that of the release's format]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the engine. [all cores]")] = None,
     own_lanes: Annotated[
         int, typer.Option(min=0, help="Adapters with conversations of their own: faster, as memory allows.")
@@ -450,6 +453,7 @@ def serve(
         host=host,
         port=port,
         limits=_within(profile, device, limits),
+        engine=engine,
         api_key_file=api_key_file,
         no_auth=no_auth,
         cors=cors or (),
@@ -497,12 +501,15 @@ def _within(profile: str | None, device: Path, limits: Any) -> Any:
     if profile is None:
         return limits
     from pitstop import profiles
+    from pitstop.device.engine import check_engine
     from pitstop.device.limits import within
     from pitstop.device.runtime import active_release
 
     release = active_release(device)
+    board = profiles.load(profile)
+    check_engine(release, profile=board)
     merged = [bundle.artifact.size for bundle, _ in release.adapters().values() if bundle.merged]
-    return within(profiles.load(profile), release.base_path(), limits, merged=merged)
+    return within(board, release.base_path(), limits, merged=merged, format=release.base.artifact.format)
 
 
 @suites.command("build")

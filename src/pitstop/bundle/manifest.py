@@ -11,7 +11,8 @@ from typing import Literal
 
 from pitstop.errors import RecordError
 
-ArtifactRole = Literal["base", "adapter", "merged"]  # merged: a base with an adapter added to its weights
+# merged: a base with an adapter added to its weights; part: a file that the one before names by digest
+ArtifactRole = Literal["base", "adapter", "merged", "part"]
 BundleKind = Literal["base", "adapter"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -24,8 +25,8 @@ class Artifact:
     """One file: the name is for people, the digest is the identity."""
 
     role: ArtifactRole
-    format: str  # "gguf"
-    precision: str  # "q8_0", "f16" …
+    format: str  # "gguf", "onnx"
+    precision: str  # "q8_0", "f16" …; empty for a part
     name: str  # file name inside the run or base folder
     sha256: str  # 64 lower-case hex digits
     size: int  # bytes
@@ -94,7 +95,12 @@ class Bundle:
         """The one file that runs: of a base the one named, of an adapter the attached or the merged one."""
         if self.kind == "base":
             return next(artifact for artifact in self.artifacts if artifact.sha256 == self.base_sha256)
-        return next(artifact for artifact in self.artifacts if artifact.role != "base")
+        return next(artifact for artifact in self.artifacts if artifact.role in ("adapter", "merged"))
+
+    @property
+    def parts(self) -> tuple[Artifact, ...]:
+        """The files without which that one does not run: an ONNX graph's weights, tokenizer and settings."""
+        return tuple(artifact for artifact in self.artifacts if artifact.role == "part")
 
     @property
     def merged(self) -> bool:
@@ -120,7 +126,7 @@ def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
     roles = [artifact.role for artifact in bundle.artifacts]
     if bundle.kind == "base" and "base" not in roles:
         problems.append("artifacts: none with the role 'base'")
-    if bundle.kind == "adapter" and len([role for role in roles if role != "base"]) != 1:
+    if bundle.kind == "adapter" and len([role for role in roles if role in ("adapter", "merged")]) != 1:
         problems.append("artifacts: an adapter has one with the role 'adapter' or 'merged', not both and not none")
     if "merged" in roles and bundle.scale != 1.0:
         problems.append(f"scale: {bundle.scale} of a merged model must be 1, its effect is in its weights")

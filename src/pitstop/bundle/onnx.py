@@ -18,6 +18,7 @@ from pitstop.bundle.binding import check_base_sha256
 from pitstop.bundle.formats import OnnxAdapterHeader, OnnxGraphHeader
 from pitstop.bundle.formats.onnx_graph import FILES_KEY, FLOAT32
 from pitstop.bundle.formats.tensors import regular_size
+from pitstop.bundle.manifest import Artifact
 from pitstop.errors import FormatError
 from pitstop.files import open_verified
 
@@ -89,6 +90,18 @@ def locate(graph: OnnxGraphHeader) -> dict[str, Path]:
         if one.offset + one.length > regular_size(found[one.file]):
             _broken(graph, f"has weights beyond the end of {one.file}")
     return found
+
+
+def parts(graph: OnnxGraphHeader) -> dict[Artifact, Path]:
+    """Return the other files of a model as artifacts of a bundle, with where they are.
+
+    Raises:
+        FormatError: as `locate`.
+    """
+    return {
+        Artifact("part", "onnx", "", name, graph.files[name], path.stat().st_size): path
+        for name, path in locate(graph).items()
+    }
 
 
 def check_files(graph: OnnxGraphHeader) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitstop.bundle.binding import is_merged
-from pitstop.bundle.formats import read_gguf
+from pitstop.bundle.formats import read_gguf, read_onnx_adapter
 from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import ServedModel, Stack, UnknownModel
@@ -277,7 +277,7 @@ def check_file(path: Path) -> str:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise FormatError(f"{path.name or path} is no regular file", where=path, cure="name a GGUF adapter file")
+            raise FormatError(f"{path.name or path} is no regular file", where=path, cure="name an adapter file")
         return sha256_file(path)
     except (OSError, ValueError) as error:
         raise FormatError(f"{path.name} cannot be read: {getattr(error, 'strerror', error)}", where=path) from error
@@ -287,11 +287,15 @@ def local_model(name: str, path: Path, base: Bundle) -> ServedModel:
     """Return the model of an adapter or merged model that belongs to no release; it is asked as the base is.
 
     Raises:
-        FormatError: there is no such file, or it is not regular or no GGUF.
+        FormatError: there is no such file, or it is not regular, or not in the format of the base.
     """
-    sha256 = check_file(path)
-    role: ArtifactRole = "merged" if is_merged(read_gguf(path)) else "adapter"
-    artifact = Artifact(role, "gguf", "", path.name, sha256, path.stat().st_size)
+    sha256, kind = check_file(path), base.artifact.format
+    role: ArtifactRole = "adapter"
+    if kind == "onnx":
+        read_onnx_adapter(path)
+    elif is_merged(read_gguf(path)):
+        role = "merged"
+    artifact = Artifact(role, kind, "", path.name, sha256, path.stat().st_size)
     bundle = dataclasses.replace(
         base, kind="adapter", name=name, version="local", artifacts=(artifact,), scale=1.0, measured={}, reports={}
     )

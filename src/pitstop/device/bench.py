@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from pitstop.bundle.formats import read_gguf
+from pitstop.device.engine import open_engine
+from pitstop.device.limits import footprint
 from pitstop.device.memory import give_back_freed_memory, resident_bytes
+from pitstop.device.request import Limits
 from pitstop.device.store import Release
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Stream, Usage, Use
-from pitstop.engines.llama.kv import kv_bytes_per_token
 from pitstop.errors import UsageError
 from pitstop.progress import progress
 
@@ -72,11 +73,8 @@ def bench(release: Release, threads: Sequence[int]) -> Measured:
     attached = min((name for name, (bundle, _) in adapters.items() if not bundle.merged), default=None)
     merged = min((name for name, (bundle, _) in adapters.items() if bundle.merged), default=None)
     measured = {kind: name for kind, name in (("attached", attached), ("merged", merged)) if name is not None}
-    base = release.base_path()
-    figures = {
-        "base_mb": base.stat().st_size / MB,
-        "kv_mb_per_thousand_tokens": 1000 * kv_bytes_per_token(read_gguf(base)) / MB,
-    }
+    size, token = footprint(release.base_path(), release.base.artifact.format)
+    figures = {"base_mb": size / MB, "kv_mb_per_thousand_tokens": 1000 * token / MB}
     with progress("bench", len(threads) + len(measured) + bool(measured), "parts") as advance:
         decode = {}
         for count in threads:
@@ -108,16 +106,8 @@ def thread_counts() -> list[int]:
 
 
 def _open(release: Release, threads: int, own_lanes: int = 0) -> Engine:
-    from pitstop.engines.llama import LlamaEngine  # only a device that runs models has it installed
-
-    return LlamaEngine(
-        release.base_path(),
-        base_sha256=release.base.base_sha256,
-        context_length=min(CONTEXT, release.base.context_length),
-        sequences=2,
-        threads=threads,
-        own_lanes=own_lanes,
-    )
+    limits = Limits(CONTEXT, sequences=2, threads=threads, own_lanes=own_lanes, parked_memory=0)
+    return open_engine(release.base, release.base_path(), limits)
 
 
 def _prompt(engine: Engine, number: int, invocation: Sequence[int] = ()) -> list[int]:

@@ -17,11 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from pitstop import errors, records
-from pitstop.bundle.manifest import Prompting
+from pitstop.bundle.manifest import Bundle, Prompting
+from pitstop.device.engine import open_engine
 from pitstop.device.memory import peak_bytes
+from pitstop.device.request import Limits
 from pitstop.device.store import Release
 from pitstop.engines.base import Engine, Logits, Sampling, Use
 from pitstop.engines.invocation import with_invocation
+from pitstop.engines.opening import engine_for
 from pitstop.engines.template import render
 from pitstop.errors import BrokenInput, PitstopError
 
@@ -59,9 +62,8 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Task:
-    base: Path
-    base_sha256: str
-    context_length: int
+    base: Bundle
+    path: Path  # of the base
     models: tuple[_Model, ...]
     memory: int | None
     cpu_seconds: int
@@ -108,7 +110,7 @@ def probe(release: Release, *, timeout: float = 300.0, memory: int | None = None
         raise _unfit(release, _why_it_died(done.returncode, done.stderr, memory))
     outcome = records.from_json(_Outcome, done.stdout, where="the answer of the health check")
     if outcome.failure is not None:
-        raise _revive(outcome.failure)
+        raise _revive(outcome.failure, release)
     return Probe(outcome.models, outcome.peak_memory, time.monotonic() - begun)
 
 
@@ -118,9 +120,8 @@ def _task(release: Release, timeout: float, memory: int | None) -> _Task:
         _Model(name, bundle.prompting, path, bundle.scale) for name, (bundle, path) in release.adapters().items()
     ]
     return _Task(
-        base=release.base_path(),
-        base_sha256=base.base_sha256,
-        context_length=min(CONTEXT_LENGTH, base.context_length),
+        base=base,
+        path=release.base_path(),
         models=(_Model(base.name, base.prompting, None, 1.0), *adapters),
         memory=memory,
         # Should this process die, nobody waits for the child: it ends by itself.
@@ -147,10 +148,10 @@ def _unfit(release: Release, what: str) -> BrokenInput:
     )
 
 
-def _revive(failure: _Failure) -> PitstopError:
+def _revive(failure: _Failure, release: Release) -> PitstopError:
     kind = getattr(errors, failure.kind, BrokenInput)
     if kind is errors.MissingExtra:
-        return errors.MissingExtra("running a model", "llama")
+        return errors.MissingExtra("running this release", engine_for(release.base.artifact))
     if kind is errors.RecordError or issubclass(kind, errors.UsageError):
         kind = BrokenInput  # nobody asked for anything wrong here: it is the release that does not run
     revived: PitstopError = kind(failure.what, where=failure.where, cure=failure.cure)
@@ -193,10 +194,8 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _try_models(task: _Task) -> tuple[ModelProbe, ...]:
-    from pitstop.engines.llama import LlamaEngine  # after the limits: loading the library counts
-
-    engine = LlamaEngine(task.base, base_sha256=task.base_sha256, context_length=task.context_length, sequences=1)
-    with engine:
+    limits = Limits(CONTEXT_LENGTH, sequences=1, own_lanes=0, parked_memory=0)
+    with open_engine(task.base, task.path, limits) as engine:  # loading its library counts as well
         return tuple(_try_model(engine, model) for model in task.models)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pitstop.device.adapters import Catalogue, local_model
+from pitstop.device.engine import open_engine
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import (
     Answer,
@@ -26,8 +27,8 @@ from pitstop.device.request import (
 )
 from pitstop.device.store import Release, Store
 from pitstop.device.worker import Worker
+from pitstop.engines import machine
 from pitstop.engines.base import Engine, Sampling
-from pitstop.engines.parking import Parking
 from pitstop.engines.template import Message, render
 from pitstop.errors import UsageError
 
@@ -80,21 +81,10 @@ class Runtime:
             FormatError: the base file is damaged.
             BaseMismatch: the base file is not the one the release names.
         """
-        from pitstop.engines.llama import LlamaEngine  # only a device that runs models has it installed
-        from pitstop.engines.machine import available_bytes
-
         limits = limits or Limits()
         base = release.base
-        engine = LlamaEngine(
-            release.base_path(),
-            base_sha256=base.base_sha256,
-            context_length=min(limits.context_length, base.context_length),
-            sequences=limits.sequences,
-            threads=limits.threads,
-            own_lanes=limits.own_lanes,
-            parking=Parking(limits.parked_memory, limits.parked_disk, limits.parked_folder),
-        )
-        free = available_bytes()
+        engine = open_engine(base, release.base_path(), limits)
+        free = machine.available_bytes()
         if limits.adapter_budget is None and free is not None:
             limits = dataclasses.replace(limits, adapter_budget=int(free * SHARE_OF_FREE))
         adapters = [ServedModel(name, bundle, path) for name, (bundle, path) in release.adapters().items()]

@@ -21,11 +21,12 @@ if not all(map(find_spec, ("starlette", "uvicorn"))):
     raise MissingExtra("`pitstop serve`", "serve")
 
 from pitstop.device.access import Access, check_origins, is_loopback, read_key
+from pitstop.device.engine import check_engine, preload
 from pitstop.device.memory import give_back_freed_memory
 from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime, active_release
 from pitstop.device.store import Release
-from pitstop.engines.llama.native import library
+from pitstop.engines.opening import EngineName
 
 
 def serve(
@@ -34,6 +35,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     limits: Limits | None = None,
+    engine: EngineName | None = None,
     api_key_file: Path | None = None,
     no_auth: bool = False,
     cors: Sequence[str] = (),
@@ -45,10 +47,12 @@ def serve(
     key, or, where there is none, on a loopback address.
 
     Args:
+        engine: which one must run it; None: the one for the format that the release carries.
         cors: origins whose pages may use the server from a browser, such as https://example.org.
 
     Raises:
-        UsageError: no release is active; an address beyond this machine without a key or ``no_auth``; no origin.
+        UsageError: no release is active, or another engine runs it; an address beyond this machine without a key or
+            ``no_auth``; no origin.
         Busy: the port is taken.
         BrokenInput: the key file, or the release, cannot be used.
     """
@@ -60,9 +64,10 @@ def serve(
         )
     origins = check_origins(cors)
     release = active_release(root)
+    check_engine(release, engine)
     listener = listen(host, port)
     give_back_freed_memory()
-    library()
+    preload(release)
     loading = _begin(lambda: Runtime.from_release(release, limits))
     # What the web server is made of is imported while the model loads: that takes a tenth of a second.
     from pitstop.device.asgi import Server

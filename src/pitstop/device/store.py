@@ -63,12 +63,16 @@ class Release:
         return self.blobs / self.base.base_sha256
 
     def check_base(self) -> Iterator[None]:
-        """Hash the base file a piece at a time; it was hashed when it came, and disks rot.
+        """Hash the files of the base a piece at a time; they were hashed when they came, and disks rot.
 
         Raises:
-            Untrusted: at the end, if it is not what was installed; or it cannot be read.
+            Untrusted: one is not what was installed, or it cannot be read.
         """
-        path = self.base_path()
+        for artifact in (self.base.artifact, *self.base.parts):
+            yield from self._check_blob(artifact)
+
+    def _check_blob(self, artifact: Artifact) -> Iterator[None]:
+        path = self.blobs / artifact.sha256
         found = hashlib.sha256()
         try:
             with path.open("rb") as file:
@@ -78,7 +82,7 @@ class Release:
                     yield
         except OSError as error:
             raise Untrusted(f"the base cannot be read: {error.strerror}", where=path, cure=ROTTEN) from error
-        if found.hexdigest() != self.base.base_sha256:
+        if found.hexdigest() != artifact.sha256:
             raise Untrusted("the file of the base has changed since it was installed", where=path, cure=ROTTEN)
 
     def adapters(self) -> dict[str, tuple[Bundle, Path]]:
@@ -91,7 +95,8 @@ class Release:
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """Return the files this device needs, each once."""
-        return tuple({bundle.artifact.sha256: bundle.artifact for bundle in self.bundles.values()}.values())
+        needed = [one for bundle in self.bundles.values() for one in (bundle.artifact, *bundle.parts)]
+        return tuple({artifact.sha256: artifact for artifact in needed}.values())
 
 
 class Store:

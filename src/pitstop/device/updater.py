@@ -20,16 +20,15 @@ from tuf.api.metadata import Metadata
 from tuf.ngclient import Updater, UpdaterConfig
 
 from pitstop import records
-from pitstop.bundle.binding import check_fits
 from pitstop.bundle.channel import Channel, Pin, channel_path, check_channel, is_channel_name, manifest_path
-from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import Bundle, check_bundle
 from pitstop.device import activation
 from pitstop.device.download import BASE, Source, fetch_blob, open_source, unreachable
 from pitstop.device.durable import Disk, TwoCopies
+from pitstop.device.engine import check_files, check_formats
 from pitstop.device.floor import EXPIRED_CURE, Floor, Seen, rise, rise_counters
 from pitstop.device.store import Release, Store
-from pitstop.errors import FormatError, Untrusted, UsageError
+from pitstop.errors import Untrusted, UsageError
 from pitstop.files import storage_error
 from pitstop.progress import progress
 
@@ -82,12 +81,12 @@ def update(
     store = Store(root, disk)
     with store.locked():
         release = _offered(store, source, root_json, channel)
-        _check_formats(release)
+        check_formats(release)
         activation.install(store.state, release.sha256)  # a bad release is refused before it is fetched
         store.collect_garbage(keep=release)
         store.require_space(release)
         fetched = _fetch(store, source, release)
-        _check_files(release)
+        check_files(release)
         changed = store.install(release)
     return Updated(release.sha256, changed, fetched, tuple(release.bundles.values()))
 
@@ -237,19 +236,6 @@ def _fetch(store: Store, source: Source, release: Release) -> int:
 
             fetch_blob(source, artifact, incoming, count)
     return fetched
-
-
-def _check_formats(release: Release) -> None:
-    for artifact in release.artifacts():
-        if artifact.format != "gguf":
-            raise FormatError(f"{artifact.name} is {artifact.format!r}: this version of pitstop runs gguf")
-
-
-def _check_files(release: Release) -> None:
-    """Refuse files no loader here should see."""
-    base = read_gguf(release.base_path())
-    for _, path in release.adapters().values():
-        check_fits(read_gguf(path), base, release.base.base_sha256)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from pitstop import records
 from pitstop.bundle.manifest import BaseRef, Prompting
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Use
-from pitstop.engines.llama import LlamaEngine
+from pitstop.engines.opening import engine_class, engine_for
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.progress import say
@@ -36,7 +36,7 @@ REPORT_FILE = "retention.json"
 PAGE_FILE = "retention.html"
 CONTEXT = 1024  # tokens an item may have
 DISPLACED = 16  # texts that F_delta is measured on
-EngineName = Literal["torch", "llama"]
+EngineName = Literal["torch", "llama", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
 
     Args:
         path: recipe file or run folder.
-        engine: ``torch`` measures the adapter as it was trained, ``llama`` what ships; None: the trained one, but a
-            merged model as it ships, for its weights are rounded anew.
+        engine: ``torch`` measures the adapter as it was trained, ``llama`` or ``onnx`` what ships, whichever runs it;
+            None: the trained one, but a merged model as it ships, for its weights are rounded anew.
         force: measure again though the same was measured before.
 
     Raises:
-        UsageError: nothing is trained (or made to ship) yet, or there are no suites.
+        UsageError: nothing is trained (or made to ship) yet, there are no suites, or another engine runs what ships.
         DatasetError: suites or test rows that cannot be used.
     """
     recipe = recipes.load(path)
@@ -78,8 +78,7 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
         ref = base_model.load_ref(recipe.base.folder)
         suites = load_suites(recipe)
         rows = task_rows(recipe, ref)
-        engine = engine or ("torch" if recipe.export.delivery == "attached" else "llama")
-        ships = load_shipped(recipe) if engine == "llama" else None
+        ships = None if _is_trained(engine, recipe, ref) else load_shipped(recipe)
         inputs = _inputs(recipe, identity, ships, rows, suites)
         done = recipe.run / REPORT_FILE
         if not force and (known := finished(done, RetentionReport, inputs)):
@@ -93,6 +92,19 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
         return report
 
 
+def _is_trained(engine: EngineName | None, recipe: Recipe, ref: BaseRef) -> bool:
+    """Return whether the adapter as it was trained is meant, not what ships."""
+    if engine is None:
+        return recipe.export.delivery == "attached"
+    runs = engine_for(ref.artifact(recipe.base.artifact))
+    if engine not in ("torch", runs):
+        raise UsageError(
+            f"{recipe.name} ships for a base that the {runs} engine runs, not {engine}",
+            cure=f"check it with --engine {runs}, or name another [base] artifact in the recipe",
+        )
+    return engine == "torch"
+
+
 def checked(recipe: Recipe, identity: adapters.Identity, rows: Sequence[TaskRow]) -> RetentionReport | None:
     """Return the report about this very adapter as it was trained, if it was checked with the recipe as it is now."""
     inputs = _inputs(recipe, identity, None, rows, load_suites(recipe))
@@ -102,7 +114,7 @@ def checked(recipe: Recipe, identity: adapters.Identity, rows: Sequence[TaskRow]
 def _inputs(
     recipe: Recipe, identity: adapters.Identity, ships: Shipped | None, rows: Sequence[TaskRow], suites: Sequence[Suite]
 ) -> str:
-    measured = f"llama {ships.artifact.sha256}" if ships else "torch"
+    measured = f"shipped {ships.artifact.sha256}" if ships else "torch"
     digests = (suite.record for suite in suites)
     return inputs_digest(identity, recipe.check, measured, str(recipe.scale), *rows, *digests)
 
@@ -241,14 +253,14 @@ def open_trained(recipe: Recipe, ref: BaseRef) -> Engine:
 
 def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     """Open the device's engine with what the run ships, under the recipe's name."""
+    base = ref.artifact(recipe.base.artifact)
+    path = base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact)
+    length = min(ref.context_length, CONTEXT)
     # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
     # everything stands still. torch's number follows OMP_NUM_THREADS.
-    engine = LlamaEngine(
-        base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact),
-        base_sha256=ref.artifact(recipe.base.artifact).sha256,
-        context_length=min(ref.context_length, CONTEXT),
-        sequences=1,
-        threads=torch.get_num_threads(),
+    make = engine_class(engine_for(base))
+    engine: Engine = make(
+        path, base_sha256=base.sha256, context_length=length, sequences=1, threads=torch.get_num_threads()
     )
     engine.load_adapter(recipe.name, ships.path, sha256=ships.artifact.sha256)
     return engine

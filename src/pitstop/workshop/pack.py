@@ -4,11 +4,14 @@ Leaves `runs/<name>/bundle/` for an adapter, `bases/<name>/bundle/` for a base: 
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pitstop import records
-from pitstop.bundle.manifest import Bundle, check_bundle
+from pitstop.bundle.formats import read_onnx_graph
+from pitstop.bundle.manifest import Artifact, Bundle, check_bundle
+from pitstop.bundle.onnx import parts
 from pitstop.errors import Refused, UsageError
 from pitstop.files import replacing, sha256_file
 from pitstop.retention.report import RetentionReport, regate
@@ -46,6 +49,9 @@ def _pack_base(folder: Path, counter: int | None) -> Path:
     if not ref.artifacts:
         raise UsageError(f"{folder} has no artifact to ship", cure="make one: pitstop base SOURCE --precision q8_0")
     artifact = ref.artifacts[0]
+    files = {artifact: base_model.artifact_path(folder, ref, artifact.precision)}
+    if artifact.format == "onnx":
+        files |= parts(read_onnx_graph(files[artifact]))
     bundle = Bundle(
         kind="base",
         name=ref.name,
@@ -56,9 +62,9 @@ def _pack_base(folder: Path, counter: int | None) -> Path:
         base_sha256=artifact.sha256,
         prompting=ref.prompting,
         context_length=min(ref.context_length, DEVICE_CONTEXT),
-        artifacts=(artifact,),
+        artifacts=tuple(files),
     )
-    return _write(bundle, base_model.artifact_path(folder, ref, artifact.precision), folder / FOLDER, counter)
+    return _write(bundle, files, folder / FOLDER, counter)
 
 
 def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
@@ -91,7 +97,7 @@ def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
         },
         reports={name: sha256_file(recipe.run / name) for name in (REPORT_FILE, PARITY_FILE)},
     )
-    return _write(bundle, ships.path, recipe.run / FOLDER, counter)
+    return _write(bundle, {ships.artifact: ships.path}, recipe.run / FOLDER, counter)
 
 
 def _refuse_unproven(
@@ -147,24 +153,29 @@ def _changed_suites(recipe: Recipe, report: RetentionReport) -> list[str]:
     return [suite.name for suite in report.suites if digests.get(suite.name, suite.digest) != suite.digest]
 
 
-def _write(bundle: Bundle, artifact: Path, folder: Path, counter: int | None) -> Path:
+def _write(bundle: Bundle, files: Mapping[Artifact, Path], folder: Path, counter: int | None) -> Path:
     """Write the bundle folder, the manifest last; a changed bundle gets a higher counter than the one before."""
     before = _before(folder)
     if counter is None:
         changed = before is not None and replace(bundle, counter=before.counter) != before
         counter = before.counter + changed if before is not None else 1
     bundle = check_bundle(replace(bundle, counter=counter))
-    target = folder / bundle.artifacts[0].name
-    if bundle == before and target.is_file() and sha256_file(target) == bundle.artifacts[0].sha256:
+    targets = {artifact: folder / artifact.name for artifact in files}
+    if bundle == before and all(_is(target, artifact) for artifact, target in targets.items()):
         return folder
     # The old manifest stays until the new one replaces it: without it the counter would begin again.
-    with artifact.open("rb") as source, replacing(target) as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+    for artifact, target in targets.items():
+        with files[artifact].open("rb") as source, replacing(target) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
     for other in folder.iterdir():
-        if other not in (target, folder / MANIFEST_FILE):
+        if other not in (*targets.values(), folder / MANIFEST_FILE):
             other.unlink()
     records.save_json(bundle, folder / MANIFEST_FILE)
     return folder
+
+
+def _is(path: Path, artifact: Artifact) -> bool:
+    return path.is_file() and sha256_file(path) == artifact.sha256
 
 
 def _before(folder: Path) -> Bundle | None:

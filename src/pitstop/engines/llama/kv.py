@@ -13,8 +13,13 @@ def context_bytes(header: GgufHeader, context_length: int, conversations: int) -
     Raises:
         UsageError: as `kv_bytes_per_token`.
     """
-    # There is one sequence more than conversations, for what is evaluated from nothing.
-    return WORK + (conversations + 1) * context_length * kv_bytes_per_token(header)
+    return memory_of(conversations, context_length, kv_bytes_per_token(header))
+
+
+def memory_of(conversations: int, context_length: int, token: int) -> int:
+    """Return the bytes of so many conversations of so many tokens, of which each takes ``token`` bytes."""
+    # There is one more than asked for, for what is evaluated from nothing.
+    return WORK + (conversations + 1) * context_length * token
 
 
 def kv_bytes_per_token(header: GgufHeader) -> int:
