@@ -68,7 +68,9 @@ def _adapted(model: PreTrainedModel, wanted: tuple[str, ...], first_layer: int) 
     return {
         name: part
         for name, part in model.named_modules()
-        if isinstance(part, torch.nn.Linear) and name.rpartition(".")[2] in wanted and _layer(name) >= first_layer
+        if isinstance(part, torch.nn.Linear)
+        and name.rpartition(".")[2] in set(wanted) - {"lm_head"}
+        and _layer(name) >= first_layer
     }
 
 
@@ -104,9 +106,8 @@ def _cannot_ship(recipe: Recipe, layers: dict[str, torch.nn.Linear], artifact: G
     if artifact is None or recipe.export.delivery != "attached":
         return
     shapes = {tensor.name: tuple(tensor.shape) for tensor in artifact.tensors}
-    names = gguf_names(
-        str(artifact.metadata["general.architecture"]), 1 + max(map(int, map(_layer, layers)), default=0)
-    )
+    count = 1 + max((int(number) for number in map(_layer, layers) if number < math.inf), default=0)
+    names = gguf_names(str(artifact.metadata["general.architecture"]), count)
     for name, layer in layers.items():
         tensor = f"{names.get(name, name)}.weight"
         if shapes.get(tensor) != (layer.in_features, layer.out_features):
