@@ -171,14 +171,18 @@ def base(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A GGUF file, a Hugging Face folder or a hub id.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder of this base, such as bases/NAME.")],
     precision: Annotated[list[str], typer.Option(help="Of a file that devices run; may be repeated.")] = ["q8_0"],  # noqa: B006
+    onnx: Annotated[list[str], typer.Option(help="Of an ONNX base: fp32, int8 or int4; may be repeated.")] = [],  # noqa: B006
     license: Annotated[str, typer.Option(help="Of the base, as SPDX names it.")] = "unknown",
     json: Json = None,
 ) -> None:
     """Prepare a base: weights to train on, files to ship."""
     with _needs("workshop", "preparing a base"):
         from pitstop.workshop import base_model as stage
-    ref = stage.prepare(source, to, precisions=precision, license=license)
-    made = ", ".join(f"{artifact.name} ({artifact.size / 1e6:,.1f} MB)" for artifact in ref.artifacts)
+    ref = stage.prepare(source, to, precisions=precision, onnx=onnx, license=license)
+    made = ", ".join(
+        f"{artifact.format} {artifact.precision} ({stage.bytes_of(to, artifact) / 1e6:,.1f} MB)"
+        for artifact in ref.artifacts
+    )
     _finish(ref, f"{to}: base {ref.name} with {made}", json)
 
 
@@ -273,7 +277,7 @@ def repair(
 
 @app.command(rich_help_panel=BUILD)
 def export(recipe: Recipe, force: Force = False, json: Json = None) -> None:
-    """Write the adapter as the GGUF that devices load."""
+    """Write the adapter as the files that devices load."""
     with _needs("workshop", "exporting"):
         from pitstop.workshop import recipe as recipes
         from pitstop.workshop.export import export as stage
@@ -281,6 +285,8 @@ def export(recipe: Recipe, force: Force = False, json: Json = None) -> None:
     loaded = recipes.load(recipe)
     path = loaded.run / stage.FOLDER / result.artifact.name
     said = f"{path}: {result.artifact.size / 1e6:,.1f} MB, for the base {result.base_sha256[:12]}"
+    for one in result.also:
+        said += f"\n{path.with_name(one.artifact.name)}: {one.artifact.size / 1e6:,.1f} MB, for the base in {one.base}"
     if loaded.export.delivery == "merged":
         said += f"\nthe recipe ships a merged model, not this: pitstop merge {recipe}"
     _finish(result, said, json)

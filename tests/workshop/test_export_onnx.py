@@ -14,7 +14,8 @@ from onnx_bases import CONFIGS, OnnxBase, make_base, save_model, torch_logits
 from pitstop.bundle.formats import read_onnx_adapter, read_onnx_graph
 from pitstop.bundle.onnx import check_files, check_onnx_adapter, locate, read_settings, sites
 from pitstop.errors import BrokenInput, MissingExtra, RecordError, UsageError
-from pitstop.workshop.export.onnx import build_base, export_onnx
+from pitstop.workshop.export.onnx import build_base, export_onnx, load_shipped
+from pitstop.workshop.export.onnx.blocks import to_blocks
 
 SAME = 2e-3  # largest difference of logits; those here are of the order of 1
 WORKING = ["llama, tied", "llama, untied", "qwen2", "qwen3", "phi3"]
@@ -88,6 +89,41 @@ def test_the_files_pass_the_checks_of_a_device(bases: dict[str, OnnxBase], tmp_p
     header = read_onnx_adapter(export(base, tmp_path / "peft", "f16"))
     check_onnx_adapter(header, graph, base.sha256)
     assert {tensor.type for tensor in header.tensors} == {"F16"}
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "llama, untied"])
+def test_eight_bits_of_everything_and_the_embedding_too(name: str, tmp_path: Path) -> None:
+    base = make_base(name, tmp_path, "int8")
+    weights = load_shipped(base.folder, base.graph, torch.float32)
+    apart = sum(value.numel() for value in weights.parameters())
+    assert (base.graph.parent / "model.onnx.data").stat().st_size < 1.3 * apart
+    # What is left is the rounding of what flows in, which a float32 model does not do.
+    assert np.abs(base.logits() - torch_logits(weights.eval())).max() < 0.05
+    original = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    moved = [(one - other).abs().max() for one, other in zip(weights.parameters(), original.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.005
+    adapted = base.adapted(tmp_path / "peft")
+    assert np.abs(base.logits(export(base, tmp_path / "peft")) - torch_logits(adapted)).max() < 0.1
+
+
+def test_weights_out_of_q8_0_stay_as_they_are() -> None:
+    random = np.random.default_rng(3)
+    steps = random.random((40, 3, 1)).astype(np.float16)
+    whole = random.integers(-126, 127, (40, 3, 32))
+    whole[:, :, 5] = np.where(whole[:, :, 6] > 0, 127, -127)  # Q8_0 scales every block so that its largest is 127
+    matrix = (whole * steps.astype(np.float32)).reshape(40, 96)
+    values, scales = to_blocks(matrix)
+    assert (scales == steps[:, :, 0]).all()
+    assert (values.astype(int) - 128 == whole).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 33), (1, 5)])
+def test_rows_that_are_no_whole_blocks_are_filled_up(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(4).normal(size=shape)
+    values, scales = to_blocks(matrix)
+    again = ((values.astype(np.float32) - 128) * scales[:, :, None].astype(np.float32)).reshape(shape[0], -1)
+    assert np.abs(again[:, : shape[1]] - matrix).max() < 0.03
+    assert (again[:, shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])

@@ -4,6 +4,7 @@ base.json            BaseRef: digests, licence, source, chat template
 source.gguf          the weights as they came, when they came as GGUF
 hf/                  the same weights for training libraries, with tokenizer and config
 gguf/<quant>.gguf    what devices run, quantized by the installed llama.cpp
+onnx/<precision>/    the same for ONNX Runtime: a graph that takes any adapter, and the files it names by digest
 shipped/<quant>/     the same, dequantized once for training
 """
 
@@ -28,12 +29,14 @@ from transformers import (
 )
 
 from pitstop import records
-from pitstop.bundle.formats import read_gguf
+from pitstop.bundle.formats import read_gguf, read_onnx_graph
 from pitstop.bundle.manifest import Artifact, BaseRef, Prompting
+from pitstop.bundle.onnx import check_files, locate
 from pitstop.engines.llama import quantize
 from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file, write_bytes
 from pitstop.workshop.export import llamacpp
+from pitstop.workshop.export.onnx import PRECISIONS, build_base, load_shipped
 from pitstop.workshop.training import frozen
 
 BASE_FILE = "base.json"
@@ -46,13 +49,18 @@ def prepare(
     folder: Path,
     *,
     precisions: Sequence[str] = ("q8_0",),
+    onnx: Sequence[str] = (),
     license: str = "unknown",
     origin: str | None = None,
 ) -> BaseRef:
     """Make a base folder out of a GGUF file, a Hugging Face folder or a hub id; what is there already is kept.
 
+    Args:
+        precisions: of GGUF files, as llama.cpp names them.
+        onnx: precisions of ONNX bases: "fp32", "int8", "int4".
+
     Raises:
-        UsageError: the source does not exist, or the folder holds another base.
+        UsageError: the source does not exist, the folder holds another base, or there is no such precision.
         FormatError: a damaged GGUF file.
         BrokenInput: weights that cannot be read or converted.
     """
@@ -68,7 +76,9 @@ def prepare(
             f"{folder} holds another base than {source}", where=folder / BASE_FILE, cure="name another folder with --to"
         )
     for precision in precisions:
-        known = _with_artifact(known, folder, precision)
+        known = _with_gguf(known, folder, precision)
+    for precision in onnx:
+        known = _with_onnx(known, folder, precision)
     records.save_json(known, folder / BASE_FILE)
     return known
 
@@ -100,7 +110,8 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, k
         kept: "dequantized", "blocks" (a layer's weights are made when it computes), or "auto": what memory allows.
 
     Raises:
-        UsageError: the base has no such artifact.
+        RecordError: the base has no such artifact.
+        UsageError: its blocks are asked for, and it is no GGUF file.
         BrokenInput: the artifact is not the one `base.json` names.
     """
     device_map = "auto" if torch.cuda.is_available() else None
@@ -118,26 +129,39 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, k
         model = AutoModelForCausalLM.from_pretrained(folder / "hf", quantization_config=nf4, **common)
         frozen.release_nf4(model, dequantized=dequantized)
         return model
+    is_onnx = ref.artifact(artifact).format == "onnx"
+    if is_onnx and kept == "blocks":
+        raise UsageError(f"the blocks of {artifact} cannot be trained on as they are", cure='set [base] kept = "auto"')
     source = _dequantized(folder, ref, artifact)
-    if dequantized:
+    if dequantized or is_onnx:
         return AutoModelForCausalLM.from_pretrained(source, **common)
     return frozen.load_blocks(source, artifact_path(folder, ref, artifact))
 
 
 def artifact_path(folder: Path, ref: BaseRef, precision: str) -> Path:
-    """Return the checked path of a base artifact.
+    """Return the checked path of a base artifact; of an ONNX base its graph, with all files that it names.
 
     Raises:
         RecordError: the base has no artifact of this precision.
-        BrokenInput: the file is not the one `base.json` names.
+        BrokenInput: a file is not the one that was made.
     """
     artifact = ref.artifact(precision)
-    path = folder / "gguf" / artifact.name
+    path = folder / "onnx" / precision / artifact.name if artifact.format == "onnx" else folder / "gguf" / artifact.name
     if sha256_file(path) != artifact.sha256:
         raise BrokenInput(
             f"{path.name} is not the file {BASE_FILE} names", where=path, cure=f"remove {folder} and prepare it again"
         )
+    if artifact.format == "onnx":
+        check_files(read_onnx_graph(path))
     return path
+
+
+def bytes_of(folder: Path, artifact: Artifact) -> int:
+    """Return the size of a base artifact; of an ONNX base, of all its files."""
+    if artifact.format != "onnx":
+        return artifact.size
+    graph = read_onnx_graph(folder / "onnx" / artifact.precision / artifact.name)
+    return artifact.size + sum(path.stat().st_size for path in locate(graph).values())
 
 
 def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
@@ -146,12 +170,19 @@ def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
     target = folder / "shipped" / precision
     done = target / "artifact.sha256"
     if not done.is_file() or done.read_text() != ref.artifact(precision).sha256:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
+        if ref.artifact(precision).format == "onnx":
+            model = load_shipped(folder / "hf", source, torch.bfloat16)
+        else:
+            model = _read_gguf_weights(source, torch.bfloat16)
         model.save_pretrained(target, max_shard_size="1000GB")
         write_bytes(done, ref.artifact(precision).sha256.encode())
     return target
+
+
+def _read_gguf_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+    )
 
 
 def _known(folder: Path) -> BaseRef | None:
@@ -165,10 +196,7 @@ def _from_gguf(path: Path, folder: Path) -> BaseRef:
     kept = folder / "source.gguf"
     shutil.copyfile(path, kept)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=kept.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=kept.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    save_hugging_face(model, tokenizer, folder)
+    save_hugging_face(_read_gguf_weights(kept, torch.bfloat16), tokenizer, folder)
     return _describe(folder, weights=kept)
 
 
@@ -219,7 +247,7 @@ def _describe(folder: Path, weights: Path) -> BaseRef:
     )
 
 
-def _with_artifact(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
+def _with_gguf(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
     if any(artifact.precision == precision for artifact in ref.artifacts):
         artifact_path(folder, ref, precision)
         return ref
@@ -234,4 +262,22 @@ def _with_artifact(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
             llamacpp.convert_model(folder / "hf", full)
             quantize(full, target, precision)
     artifact = Artifact("base", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
+    return replace(ref, artifacts=(*ref.artifacts, artifact))
+
+
+def _with_onnx(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
+    if any(artifact.precision == precision for artifact in ref.artifacts):
+        artifact_path(folder, ref, precision)
+        return ref
+    if precision not in PRECISIONS:
+        raise UsageError(f"no ONNX precision {precision!r}", cure=f"choose of {', '.join(PRECISIONS)}")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source = folder / "hf"
+        if precision == "int8" and any(artifact.precision == "q8_0" for artifact in ref.artifacts):
+            # The very weights of the GGUF: an adapter that was trained on them is at home here too.
+            weights = _read_gguf_weights(artifact_path(folder, ref, "q8_0"), torch.float32)
+            save_hugging_face(weights, load_tokenizer(folder), Path(scratch))
+            source = Path(scratch) / "hf"
+        graph = build_base(source, folder / "onnx" / precision, precision)
+    artifact = Artifact("base", "onnx", precision, graph.name, sha256_file(graph), graph.stat().st_size)
     return replace(ref, artifacts=(*ref.artifacts, artifact))

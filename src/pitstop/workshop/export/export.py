@@ -5,19 +5,30 @@ from pathlib import Path
 
 from pitstop import records
 from pitstop.bundle.binding import check_adapter
-from pitstop.bundle.formats import read_gguf
-from pitstop.bundle.manifest import Artifact
+from pitstop.bundle.formats import read_gguf, read_onnx_adapter, read_onnx_graph
+from pitstop.bundle.manifest import Artifact, BaseRef
+from pitstop.bundle.onnx import check_onnx_adapter
 from pitstop.errors import BrokenInput
 from pitstop.files import sha256_file
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.export.gguf import export_gguf
+from pitstop.workshop.export.onnx import export_onnx
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest, require
 
 FOLDER = "export"
 RESULT_FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class Further:
+    """One adapter file for a base artifact that it was not trained for."""
+
+    base: str  # precision of the base artifact
+    base_sha256: str
+    artifact: Artifact
 
 
 @dataclass(frozen=True)
@@ -28,41 +39,53 @@ class Exported:
     adapter_sha256: str  # of the trained weights
     base_sha256: str  # the base artifact it runs on
     artifact: Artifact
+    also: tuple[Further, ...] = ()  # the same adapter for other artifacts of the base
 
 
 def export(path: Path, *, force: bool = False) -> Exported:
-    """Write the GGUF adapter of a run, checked against its base as a device will check it.
+    """Write the adapter of a run for each base artifact the recipe names, checked as a device will check it.
 
     Raises:
         UsageError: nothing is trained yet.
-        RecordError: the adapter has what GGUF cannot express.
+        RecordError: the adapter has what an adapter file cannot express, or the base has no such artifact.
         BrokenInput: the converter refuses, or its result does not fit the base.
     """
     recipe = recipes.load(path)
     with exclusive(recipe.run):
         identity = adapters.load_identity(recipe)
-        inputs = inputs_digest(identity, recipe.export)
+        ref = base_model.load_ref(recipe.base.folder)
+        others = [ref.artifact(precision).sha256 for precision in recipe.export.also]
+        inputs = inputs_digest(identity, recipe.export, *others)
         done = recipe.run / FOLDER / RESULT_FILE
         if not force and (known := finished(done, Exported, inputs)) and _whole(recipe, known):
             return known
         done.unlink(missing_ok=True)
-        ref = base_model.load_ref(recipe.base.folder)
-        target = recipe.run / FOLDER / f"adapter-{recipe.export.precision}.gguf"
-        base = base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact)
-        export_gguf(
-            recipe.run / adapters.FOLDER,
-            recipe.base.folder / "hf",
-            identity.base_sha256,
-            target,
-            precision=recipe.export.precision,
+        artifact = _make(recipe, ref, recipe.base.artifact, identity.base_sha256, "adapter")
+        also = tuple(
+            Further(one, digest, _make(recipe, ref, one, digest, f"adapter-for-{one}"))
+            for one, digest in zip(recipe.export.also, others, strict=True)
         )
-        check_adapter(read_gguf(target), read_gguf(base), ref.artifact(recipe.base.artifact).sha256)
-        artifact = Artifact(
-            "adapter", "gguf", recipe.export.precision, target.name, sha256_file(target), target.stat().st_size
-        )
-        exported = Exported(inputs, identity.adapter_sha256, identity.base_sha256, artifact)
+        exported = Exported(inputs, identity.adapter_sha256, identity.base_sha256, artifact, also)
         records.save_json(exported, done)
         return exported
+
+
+def _make(recipe: Recipe, ref: BaseRef, precision: str, base_sha256: str, stem: str) -> Artifact:
+    """Write the adapter for one base artifact, which has this digest, and check that it fits."""
+    folder, adapter, hf = recipe.run / FOLDER, recipe.run / adapters.FOLDER, recipe.base.folder / "hf"
+    base = base_model.artifact_path(recipe.base.folder, ref, precision)
+    running = ref.artifact(precision)
+    if running.format == "onnx":
+        kind = "f32" if recipe.export.precision == "f32" else "f16"  # of the two that ONNX Runtime knows
+        target = folder / f"{stem}-{kind}.onnx_adapter"
+        export_onnx(adapter, hf, base, base_sha256, target, precision=kind)
+        check_onnx_adapter(read_onnx_adapter(target), read_onnx_graph(base), running.sha256)
+    else:
+        kind = recipe.export.precision
+        target = folder / f"{stem}-{kind}.gguf"
+        export_gguf(adapter, hf, base_sha256, target, precision=kind)
+        check_adapter(read_gguf(target), read_gguf(base), running.sha256)
+    return Artifact("adapter", running.format, kind, target.name, sha256_file(target), target.stat().st_size)
 
 
 def load_exported(recipe: Recipe) -> tuple[Exported, Path]:
@@ -85,5 +108,6 @@ def load_exported(recipe: Recipe) -> tuple[Exported, Path]:
 
 
 def _whole(recipe: Recipe, exported: Exported) -> bool:
-    path = recipe.run / FOLDER / exported.artifact.name
-    return path.is_file() and sha256_file(path) == exported.artifact.sha256
+    artifacts = (exported.artifact, *(further.artifact for further in exported.also))
+    paths = ((recipe.run / FOLDER / artifact.name, artifact.sha256) for artifact in artifacts)
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in paths)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 from transformers import AutoConfig, PretrainedConfig
 
-from pitstop.bundle.formats import read_onnx_adapter, read_onnx_graph
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.formats.onnx_adapter import note
-from pitstop.bundle.onnx import check_onnx_adapter, sites
+from pitstop.bundle.onnx import sites
 from pitstop.errors import RecordError
 from pitstop.files import write_bytes
 from pitstop.workshop.export.lora import load_folded, module_of
@@ -51,7 +51,6 @@ def export_onnx(adapter: Path, base: Path, graph: Path, base_sha256: str, target
         made = Path(scratch, "adapter")
         _write(parameters, made, TYPES[precision])
         write_bytes(target, made.read_bytes() + note(base_sha256, tuple(lora.alora_invocation_tokens or ())))
-    check_onnx_adapter(read_onnx_adapter(target), header, base_sha256)
 
 
 def place(modules: Mapping[str, Pair], known: set[str], config: PretrainedConfig, adapter: Path) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from pitstop.bundle.formats.onnx_graph import FILES_KEY
 from pitstop.bundle.onnx import GRAPH_FILE
 from pitstop.files import replacing, sha256_file
 from pitstop.workshop.export.onnx.architecture import projections
+from pitstop.workshop.export.onnx.blocks import quantize
 from pitstop.workshop.export.onnx.builder import build
 from pitstop.workshop.export.onnx.sites import add_sites
 
@@ -41,6 +42,8 @@ def build_base(folder: Path, target: Path, precision: str) -> Path:
         build(folder, built, precision, config)
         opened.mkdir()
         model = ir.load(built / GRAPH_FILE)
+        if precision == "int8":
+            quantize(model.graph)
         add_sites(model.graph, config)
         ir.save(model, opened / GRAPH_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=INLINE)
         for file in built.iterdir():

@@ -11,9 +11,9 @@ from pitstop.errors import MissingExtra, UsageError
 from pitstop.workshop.export.onnx.architecture import unsupported
 
 VERSION = "0.18.0"  # of onnxruntime-genai: what the surgery looks for are names inside of its builder's graphs
-# Precision -> what the builder is asked for. Plain int4 damages a small model visibly; k_quant_mixed keeps the head
-# and the most sensitive matrices in 8 bits.
-PRECISIONS = {"fp32": ("fp32", ()), "int8": ("int8", ()), "int4": ("int4", ("algo_config=k_quant_mixed",))}
+# Precision -> what the builder is asked for; 8 bits are made afterwards, see `blocks`. Plain int4 damages a small model
+# visibly: k_quant_mixed keeps the head and the most sensitive matrices in 8 bits.
+PRECISIONS = {"fp32": ("fp32", ()), "int8": ("fp32", ()), "int4": ("int4", ("algo_config=k_quant_mixed",))}
 
 
 def build(folder: Path, target: Path, precision: str, config: PretrainedConfig) -> None:
