@@ -20,10 +20,11 @@ from pitstop.engines.activation import Activation
 from pitstop.workshop import base_model
 from pitstop.workshop.dataset import encode, load_rows
 from pitstop.workshop.recipe import LINEAR_MODULES, BaseChoice, Data, Recipe, Train
-from pitstop.workshop.train import attach
 from pitstop.workshop.training import attention
 from pitstop.workshop.training import trainer as trainers
+from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
+from pitstop.workshop.training.elementwise import slim
 from pitstop.workshop.training.lora import fuse
 
 RANK, ALPHA, RATE, WARMUP = 16, 32.0, 5e-4, 5
@@ -100,6 +101,7 @@ def _pitstop(job: Job, clock: Clock) -> tuple[Any, list[int]]:
     attention.use(model)
     adapted, activation = attach(model, recipe), Activation()
     fuse(adapted, activation)
+    slim(adapted)
     batches = Batches(rows.examples, [], recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
     trainer = trainers.make(adapted, batches, recipe, activation=activation, invocation=())
     trainer.add_callback(clock)

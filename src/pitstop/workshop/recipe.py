@@ -68,6 +68,12 @@ class Train:
     rank: int = 16  # doubling it about doubles the bundle
     alpha: float = 32.0  # the adapter's effect is multiplied by alpha / rank
     rslora: bool = False  # alpha / sqrt(rank) instead
+    budget_mib: float | None = None  # of the exported adapter: takes the largest rank within, alpha in proportion
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # module -> another rank, as PEFT matches names
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"  # the last two double the file
+    dora: bool = False  # ships merged only
+    save_modules: tuple[str, ...] = ()  # norms trained whole; ships merged only
     dropout: float = 0.0
     modules: tuple[str, ...] = ("all-linear",)  # presets or projection names
     first_layer: int = 0  # layers before this one keep the base's weights: faster, and forgets less
@@ -197,6 +203,9 @@ def _problems(recipe: Recipe) -> list[str]:
         "train.learning_rate": recipe.train.learning_rate,
         "train.rank": recipe.train.rank,
         "train.alpha": recipe.train.alpha,
+        "train.budget_mib": 1 if recipe.train.budget_mib is None else recipe.train.budget_mib,
+        **{f"train.rank_pattern.{name}": rank for name, rank in recipe.train.rank_pattern.items()},
+        **{f"train.alpha_pattern.{name}": alpha for name, alpha in recipe.train.alpha_pattern.items()},
         "train.checkpoint_every": recipe.train.checkpoint_every,
         "data.max_tokens": recipe.data.max_tokens,
         "retain.max_tokens": recipe.retain.max_tokens,
@@ -230,6 +239,14 @@ def _problems(recipe: Recipe) -> list[str]:
         found.append("train.invocation: it is empty; leave it out, or name what stands before every answer")
     if recipe.train.invocation and recipe.export.delivery == "merged":
         found.append("export.delivery: an activated LoRA (train.invocation) cannot be merged; ship it attached")
+    if recipe.export.delivery == "attached":
+        found += [
+            f'{key}: no adapter file can carry it; ship a merged model ([export] delivery = "merged") or leave it out'
+            for key, used in (("train.dora", recipe.train.dora), ("train.save_modules", recipe.train.save_modules))
+            if used
+        ]
+    if recipe.train.init in ("pissa", "olora") and recipe.train.weight_decay:
+        found.append(f"train.weight_decay: 0 with init = {recipe.train.init!r}, half of which must stay as it is")
     if not recipe.train.modules:
         found.append(f"train.modules: name at least one preset ({', '.join(PRESETS)}) or projection")
     return found
@@ -264,6 +281,9 @@ gradient_checkpointing = false   # less memory for activations, about a third mo
 learning_rate = 5e-4
 rank = 16
 alpha = 32.0
+# budget_mib = 8             # of the exported adapter: takes the largest rank within
+# rank_pattern = { down_proj = 32 }   # another rank for some modules; alpha_pattern likewise
+init = "default"             # or "gaussian", "orthogonal", "pissa", "olora" (the last two double the file)
 modules = ["all-linear"]     # or "attention", "mlp", "qv", or projection names
 first_layer = 0              # layers below keep the base's weights: faster, forgets less
 # invocation = "<|im_start|>assistant\\n"  # an activated LoRA: from here on; all of them share what was read before

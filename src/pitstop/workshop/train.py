@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from peft import PeftModel
 
 from pitstop import records
+from pitstop.bundle.formats import GgufHeader, read_gguf
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.activation import Activation
-from pitstop.errors import RecordError
 from pitstop.files import sha256_file
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
@@ -27,7 +26,9 @@ from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.training import attention, checkpoints, material
 from pitstop.workshop.training import trainer as trainers
+from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
+from pitstop.workshop.training.elementwise import slim
 from pitstop.workshop.training.lora import fuse
 
 
@@ -78,9 +79,10 @@ def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str, report_to: Sequ
         kept=recipe.base.kept,
     )
     attention.use(model)
-    adapted = attach(model, recipe)
+    adapted = attach(model, recipe, _ships_beside(recipe, ref))
     activation = Activation()
     fuse(adapted, activation)
+    slim(adapted)
     activation.watch(adapted, "default")
     batches = Batches(learned.examples, learned.general, recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
     trainer = trainers.make(
@@ -104,36 +106,11 @@ def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str, report_to: Sequ
     return _save(adapted, identity, ref, run, learned.invocation)
 
 
-def attach(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """Put a fresh LoRA on the frozen model.
-
-    Raises:
-        RecordError: projections or layers the base does not have.
-    """
-    wanted = recipes.module_names(recipe.train.modules)
-    present = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    layers = model.config.num_hidden_layers
-    problems = [
-        f"train.modules: this base has no {name}; it has {', '.join(sorted(present - {'lm_head'}))}"
-        for name in wanted
-        if name not in present or name == "lm_head"
-    ]
-    if recipe.train.first_layer >= layers:
-        problems.append(f"train.first_layer: {recipe.train.first_layer}, but this base has {layers} layers")
-    if problems:
-        raise RecordError(problems, where=recipe.run / recipes.RECIPE_FILE)
-    config = LoraConfig(
-        r=recipe.train.rank,
-        lora_alpha=recipe.train.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
-        use_rslora=recipe.train.rslora,
-        lora_dropout=recipe.train.dropout,
-        target_modules=list(wanted),
-        layers_to_transform=list(range(recipe.train.first_layer, layers)) if recipe.train.first_layer else None,
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
-    assert isinstance(adapted, PeftModel)
-    return adapted
+def _ships_beside(recipe: Recipe, ref: BaseRef) -> GgufHeader | None:
+    """Return the base file's header; none of an artifact of another format."""
+    if ref.artifact(recipe.base.artifact).format != "gguf":
+        return None
+    return read_gguf(base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact))
 
 
 def _save(adapted: PeftModel, identity: Identity, ref: BaseRef, run: Path, invocation: Sequence[int]) -> Path:

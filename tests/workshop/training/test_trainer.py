@@ -16,6 +16,7 @@ from pitstop.workshop import recipe as recipes
 from pitstop.workshop import train as stage
 from pitstop.workshop.training import attention, material
 from pitstop.workshop.training import trainer as trainers
+from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.lora import fuse
 from workbench import Project
@@ -36,7 +37,7 @@ def prepared(project: Project) -> Prepared:
         torch.manual_seed(0)
         model = base_model.load_weights(recipe.base.folder, ref, precision="shipped", artifact="q8_0").float()
         attention.use(model)
-        adapted, activation = stage.attach(model, recipe), Activation()
+        adapted, activation = attach(model, recipe), Activation()
         fuse(adapted, activation)
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:

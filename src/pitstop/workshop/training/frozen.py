@@ -159,14 +159,22 @@ def load_blocks(dequantized: Path, artifact: Path) -> PreTrainedModel:
     return model.to(device)  # type: ignore[no-any-return]
 
 
+def gguf_names(architecture: str, layers: int) -> dict[str, str]:
+    """Return llama.cpp's names of layers by those that transformers has; none for an architecture it does not know."""
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        return {}
+    names = gguf.get_tensor_name_map(known[architecture], layers)
+    return {theirs: ours for theirs, (_, ours) in names.mapping.items()}
+
+
 def _tensors(artifact: Path, layers: int) -> dict[str, Any]:
     """Return the quantized tensors of a GGUF file by the names that transformers has for their layers."""
     reader = gguf.GGUFReader(artifact)
-    known = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[reader.fields["general.architecture"].contents()], layers)
     ours = {tensor.name.removesuffix(".weight"): tensor for tensor in reader.tensors}
     quantized = {name: tensor for name, tensor in ours.items() if int(tensor.tensor_type) in GGML_BLOCK}
-    return {theirs: quantized[name] for theirs, (_, name) in names.mapping.items() if name in quantized}
+    names = gguf_names(reader.fields["general.architecture"].contents(), layers)
+    return {theirs: quantized[name] for theirs, name in names.items() if name in quantized}
 
 
 def _ordered(tensor: Any, expected: torch.Tensor, name: str, artifact: Path) -> torch.Tensor:
