@@ -19,12 +19,13 @@ from pitstop.bundle.formats import GgufHeader, read_gguf
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.activation import Activation
 from pitstop.files import sha256_file
+from pitstop.progress import quietly
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity, refuse_imported
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
-from pitstop.workshop.training import attention, checkpoints, material
+from pitstop.workshop.training import attention, checkpoints, material, processes
 from pitstop.workshop.training import trainer as trainers
 from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
@@ -42,17 +43,22 @@ def train(path: Path, *, force: bool = False, report_to: Sequence[str] = ()) -> 
     """
     recipe = recipes.load(path)
     run = recipe.run
-    with exclusive(run):
+    first = processes.is_first()
+    with exclusive(run) if first else quietly():
         ref = base_model.load_ref(recipe.base.folder)
         inputs = _inputs(recipe, ref)
-        recipes.keep(path, run)
         known = finished(run / FOLDER / IDENTITY_FILE, Identity, inputs)
+        processes.wait()  # until all have looked: from here on the first one changes the folder
+        if first:
+            recipes.keep(path, run)
         if known is not None and not force:
             return run / FOLDER
         if not force:
             refuse_imported(run)
-        checkpoints.clear(run, inputs, force=force)
-        (run / FOLDER / IDENTITY_FILE).unlink(missing_ok=True)
+        with processes.first_goes_first():
+            if first:
+                checkpoints.clear(run, inputs, force=force)
+                (run / FOLDER / IDENTITY_FILE).unlink(missing_ok=True)
         return _train(recipe, ref, run, inputs, report_to)
 
 
@@ -68,42 +74,48 @@ def _inputs(recipe: Recipe, ref: BaseRef) -> str:
 def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str, report_to: Sequence[str]) -> Path:
     tokenizer = base_model.load_tokenizer(recipe.base.folder)
     learned = material.load(recipe, ref, tokenizer)
-    records.save_json(learned.report, run / material.REPORT_FILE)
     material.tell(learned.report)
-    torch.manual_seed(recipe.train.seed)
-    model = base_model.load_weights(
-        recipe.base.folder,
-        ref,
-        precision=recipe.base.precision,
-        artifact=recipe.base.artifact,
-        kept=recipe.base.kept,
-    )
-    attention.use(model)
-    adapted = attach(model, recipe, _ships_beside(recipe, ref))
-    activation = Activation()
-    fuse(adapted, activation)
-    slim(adapted)
-    activation.watch(adapted, "default")
+    adapted, activation = _adapted(recipe, ref)
     batches = Batches(learned.examples, learned.general, recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
     trainer = trainers.make(
         adapted, batches, recipe, activation=activation, invocation=learned.invocation, report_to=report_to
     )
     begun = time.monotonic()
     checkpoints.run_stoppable(trainer, run)
-    identity = Identity(
-        name=recipe.name,
-        base_name=ref.name,
-        base_sha256=ref.artifact(recipe.base.artifact).sha256,
-        precision=recipe.base.precision,
-        adapter_sha256="",
-        inputs=inputs,
-        rows=len(learned.examples),
-        rows_too_long=learned.report.too_long,
-        tokens=batches.tokens,
-        seconds=round(time.monotonic() - begun, 1),
-        final_loss=checkpoints.final_loss(run),
-    )
-    return _save(adapted, identity, ref, run, learned.invocation)
+    with processes.first_goes_first():
+        if not processes.is_first():
+            return run / FOLDER
+        records.save_json(learned.report, run / material.REPORT_FILE)
+        identity = Identity(
+            name=recipe.name,
+            base_name=ref.name,
+            base_sha256=ref.artifact(recipe.base.artifact).sha256,
+            precision=recipe.base.precision,
+            adapter_sha256="",
+            inputs=inputs,
+            rows=len(learned.examples),
+            rows_too_long=learned.report.too_long,
+            tokens=batches.tokens,
+            seconds=round(time.monotonic() - begun, 1),
+            final_loss=checkpoints.final_loss(run),
+        )
+        return _save(adapted, identity, ref, run, learned.invocation)
+
+
+def _adapted(recipe: Recipe, ref: BaseRef) -> tuple[PeftModel, Activation]:
+    """Return the frozen base with a fresh adapter, and what says where it acts."""
+    torch.manual_seed(recipe.train.seed)
+    base = recipe.base
+    with processes.first_goes_first():  # what is dequantized for the first time is written down
+        model = base_model.load_weights(
+            base.folder, ref, precision=base.precision, artifact=base.artifact, kept=base.kept
+        )
+    attention.use(model)
+    adapted, activation = attach(model, recipe, _ships_beside(recipe, ref)), Activation()
+    fuse(adapted, activation)
+    slim(adapted)
+    activation.watch(adapted, "default")
+    return adapted, activation
 
 
 def _ships_beside(recipe: Recipe, ref: BaseRef) -> GgufHeader | None:

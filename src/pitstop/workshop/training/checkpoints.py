@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from pitstop.files import write_bytes
 from pitstop.progress import progress
+from pitstop.workshop.training import processes
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.trainer import AnchoredTrainer
 
@@ -32,7 +33,7 @@ class _Show(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and state.is_world_process_zero:
             self._loss = f"loss {logs['loss']:.3f}"
             with self._log.open("a", encoding="utf-8") as file:
                 line = {"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
@@ -46,7 +47,8 @@ def run_stoppable(trainer: AnchoredTrainer, run: Path) -> None:
     batches = trainer.train_dataset
     assert isinstance(batches, Batches)
     tokens = batches.tokens_per_step
-    _cut_log(run, done)
+    if processes.is_first():
+        _cut_log(run, done)
     with progress(f"train {run.name}", sum(tokens), "tokens") as advance:
         if done:
             advance(sum(tokens[:done]), f"resumed at step {done}")

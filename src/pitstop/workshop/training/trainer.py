@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -16,6 +17,7 @@ from pitstop.engines.invocation import active_from
 from pitstop.errors import UsageError
 from pitstop.progress import say
 from pitstop.workshop.recipe import Recipe
+from pitstop.workshop.training import processes
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.loss import Head, cross_entropy, divergence
 
@@ -79,12 +81,14 @@ class AnchoredTrainer(Trainer):
                 loss = self._loss(part, counts)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        processes.add_up(self.accelerator.unwrap_model(self.model).parameters(), total)
         return total
 
     def _parts(self, batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
         """Yield task rows, then general rows, at most ``micro_batch`` at once and no wider than they need be."""
         for kind in ("scored", "scored_general"):
             rows = batch[kind].any(dim=1).nonzero().flatten()  # rows with nothing to score are not evaluated
+            rows = rows[processes.rank() :: processes.count()]
             for chosen in rows.split(self.micro_batch or max(1, len(rows))):
                 if len(chosen):
                     # The last scored position is the last but one token of the longest row.
@@ -126,9 +130,13 @@ class AnchoredTrainer(Trainer):
             torch.cuda.empty_cache()
         say(f"out of memory: {self.micro_batch} rows at once from here on, the same {rows} rows a step")
 
-    def _get_train_sampler(self, *_: Any, **__: Any) -> torch.utils.data.Sampler[int]:
-        # The order is already in Batches, so that a resumed training sees what it would have seen.
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Return every batch for every process: each takes its rows of it.
+
+        The order is already in Batches, so that a resumed training sees what it would have seen.
+        """
+        assert isinstance(self.train_dataset, Batches)
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
