@@ -27,6 +27,11 @@ def be_quiet(quiet: bool = True) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether nothing is shown: what is only to be read need not be found out."""
+    return _quiet
+
+
 def say(text: str) -> None:
     """Print a line beside the progress, on standard error."""
     if not _quiet:

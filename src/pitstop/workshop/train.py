@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from pitstop import records
 from pitstop.bundle.formats import GgufHeader, read_gguf
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.activation import Activation
 from pitstop.files import sha256_file
-from pitstop.progress import quietly
+from pitstop.progress import is_quiet, quietly, say
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity, refuse_imported
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
-from pitstop.workshop.training import attention, checkpoints, material, processes
+from pitstop.workshop.training import attention, checkpoints, costs, material, processes
 from pitstop.workshop.training import trainer as trainers
 from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
@@ -76,6 +77,7 @@ def _train(recipe: Recipe, ref: BaseRef, run: Path, inputs: str, report_to: Sequ
     learned = material.load(recipe, ref, tokenizer)
     material.tell(learned.report)
     adapted, activation = _adapted(recipe, ref)
+    _tell_costs(recipe, ref, adapted)
     batches = Batches(learned.examples, learned.general, recipe.train, recipe.retain, pad=tokenizer.pad_token_id or 0)
     trainer = trainers.make(
         adapted, batches, recipe, activation=activation, invocation=learned.invocation, report_to=report_to
@@ -116,6 +118,21 @@ def _adapted(recipe: Recipe, ref: BaseRef) -> tuple[PeftModel, Activation]:
     slim(adapted)
     activation.watch(adapted, "default")
     return adapted, activation
+
+
+def _tell_costs(recipe: Recipe, ref: BaseRef, adapted: PeftModel) -> None:
+    """Say what the adapter and the presets it could have had cost the device, unless nobody listens."""
+    artifact = ref.artifact(recipe.base.artifact)
+    if recipe.export.delivery == "merged":
+        why = "DoRA and whole norms fit no adapter file" if recipe.train.dora or recipe.train.save_modules else "chosen"
+        say(f"ships merged, {artifact.size / 1e6:,.0f} MB beside the base ({why})")
+        return
+    rank = max(module.r["default"] for module in adapted.modules() if isinstance(module, LoraLayer))
+    values = sum(weight.numel() for name, weight in adapted.named_parameters() if ".lora_" in name)
+    say(f"adapter: rank {rank}, {values:,} values, {2 * values / (1 << 20):,.1f} MiB in f16")
+    if artifact.format == "gguf" and not is_quiet():
+        file = base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact)
+        costs.tell(costs.costs(file, artifact.sha256, rank, recipe.base.folder / "measured"))
 
 
 def _ships_beside(recipe: Recipe, ref: BaseRef) -> GgufHeader | None:

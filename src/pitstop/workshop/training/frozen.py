@@ -4,7 +4,6 @@ Kept like that, the linear layers of an 8B base take 4.5 GB in Q4_0 instead of 1
 GPU of 24 GB. It costs making every layer's weights twice a step, so it is done where memory asks for it (`fits`).
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 
+from pitstop.engines.machine import available_bytes
 from pitstop.errors import BrokenInput
 
 SHARE = 0.5  # of the free memory that dequantized weights may take; activations need the rest
@@ -91,18 +91,15 @@ def fits(config: Any) -> bool:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     size = 2 * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
-    return size <= SHARE * _free_memory()
+    free = _free_memory()
+    return free is None or size <= SHARE * free
 
 
-def _free_memory() -> int:
-    """Return the free bytes of what is trained on: all GPUs, else the machine."""
+def _free_memory() -> int | None:
+    """Return the free bytes of what is trained on: all GPUs, else the machine; None: not known here."""
     if torch.cuda.is_available():
         return sum(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count()))
-    free = Path("/proc/meminfo")
-    if free.is_file():
-        found = dict(line.split(":") for line in free.read_text().splitlines())
-        return 1024 * int(found["MemAvailable"].split()[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available_bytes()
 
 
 def release_nf4(model: PreTrainedModel, *, dequantized: bool) -> None:
