@@ -71,7 +71,9 @@ class Train:
     budget_mib: float | None = None  # of the exported adapter: takes the largest rank within, alpha in proportion
     rank_pattern: dict[str, int] = field(default_factory=dict)  # module -> another rank, as PEFT matches names
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"  # the last two double the file
+    init: Literal["default", "gaussian", "orthogonal", "loftq", "pissa", "olora"] = (
+        "default"  # the last two double the file
+    )
     dora: bool = False  # ships merged only
     save_modules: tuple[str, ...] = ()  # norms trained whole; ships merged only
     dropout: float = 0.0
@@ -247,6 +249,8 @@ def _problems(recipe: Recipe) -> list[str]:
         ]
     if recipe.train.init in ("pissa", "olora") and recipe.train.weight_decay:
         found.append(f"train.weight_decay: 0 with init = {recipe.train.init!r}, half of which must stay as it is")
+    if recipe.train.init == "loftq" and recipe.base.precision == "bf16":
+        found.append("train.init: loftq makes up for what quantizing took, and base.precision = 'bf16' takes nothing")
     if not recipe.train.modules:
         found.append(f"train.modules: name at least one preset ({', '.join(PRESETS)}) or projection")
     return found
@@ -283,7 +287,7 @@ rank = 16
 alpha = 32.0
 # budget_mib = 8             # of the exported adapter: takes the largest rank within
 # rank_pattern = { down_proj = 32 }   # another rank for some modules; alpha_pattern likewise
-init = "default"             # or "gaussian", "orthogonal", "pissa", "olora" (the last two double the file)
+init = "default"             # or "gaussian", "orthogonal", "loftq", "pissa", "olora" (the last two double the file)
 modules = ["all-linear"]     # or "attention", "mlp", "qv", or projection names
 first_layer = 0              # layers below keep the base's weights: faster, forgets less
 # invocation = "<|im_start|>assistant\\n"  # an activated LoRA: from here on; all of them share what was read before

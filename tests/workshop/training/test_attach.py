@@ -49,6 +49,23 @@ def test_every_beginning_changes_nothing_yet(project: Project, init: str) -> Non
     torch.testing.assert_close(logits(adapted), plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["nf4", "shipped"])
+def test_loftq_begins_nearer_to_the_base_as_it_came(project: Project, precision: str) -> None:
+    """Of random weights an error has no low rank: at half of the full one, a part of it is gone all the same."""
+    ref = base_model.load_ref(Path("bases/tiny"))
+    came, frozen = (
+        base_model.load_weights(Path("bases/tiny"), ref, precision=kind, artifact="q8_0").float()
+        for kind in ("bf16", precision)
+    )
+    wanted, before = (model.model.layers[1].mlp.up_proj.weight.clone() for model in (came, frozen))
+    recipe = recipes.load(project.recipe(base={"precision": precision}, train={"init": "loftq", "rank": 32}))
+    layer = attach(frozen, recipe, header()).base_model.model.model.layers[1].mlp.up_proj
+    start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert (before + start - wanted).norm() < 0.6 * (before - wanted).norm()
+    with pytest.raises(RecordError, match=r"train\.init"):
+        recipes.load(project.recipe(base={"precision": "bf16"}, train={"init": "loftq"}))
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_half_of_a_doubled_start_learns_from_the_base_and_half_stays(project: Project, init: str, rslora: bool) -> None:

@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from pitstop.bundle.formats import GgufHeader
@@ -37,12 +39,23 @@ def attach(model: PreTrainedModel, recipe: Recipe, artifact: GgufHeader | None =
         raise RecordError(problems, where=recipe.run / recipes.RECIPE_FILE)
     adapted = get_peft_model(model, _config(recipe, wanted, model.config.num_hidden_layers))
     assert isinstance(adapted, PeftModel)
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            initial.start(module, recipe.train.init)
+    with _originals(recipe) as original:
+        for name, module in adapted.get_base_model().named_modules():
+            if isinstance(module, LoraLayer):
+                initial.start(module, recipe.train.init, original(name))
     for name in recipe.train.save_modules:
         _keep_precision(adapted, name)
     return adapted
+
+
+@contextmanager
+def _originals(recipe: Recipe) -> Iterator[Callable[[str], torch.Tensor | None]]:
+    """Give the weights of a layer as the base came, by the layer's name, where the adapter's start needs them."""
+    if recipe.train.init != initial.LOFTQ:
+        yield lambda name: None
+        return
+    with safe_open(recipe.base.folder / "hf" / "model.safetensors", "pt") as file:
+        yield lambda name: file.get_tensor(f"{name}.weight")
 
 
 def within_budget(recipe: Recipe, layers: dict[str, torch.nn.Linear]) -> Recipe:
