@@ -70,6 +70,12 @@ class Bench:
         ]
         return [
             row("real tokens a second", _speeds(ours), _speeds(trl), "tokens/s", ">= 1.6"),
+            row(
+                "the same a second of processor time",
+                [one.cpu_speed for one in ours],
+                [one.cpu_speed for one in trl],
+                "tokens/s",
+            ),
             row("peak memory", _peaks(ours), _peaks(trl), "MB", "<= 0.7"),
             row(
                 f"held-out loss after {ours[0].tokens:,} and {trl[0].tokens:,} tokens; noise of seeds ±{noise:.3f}",

@@ -50,6 +50,7 @@ class Outcome:
     """What it took."""
 
     speed: float  # real tokens a second, padding not counted
+    cpu_speed: float  # the same a second of processor time: what other programs take does not count
     peak: float  # MB of the process
     loss: float  # held out, nats per answer token; NaN: not taken
     tokens: int  # real ones of all steps
@@ -60,10 +61,12 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.cpu_ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Note when a step ended."""
         self.ends.append(time.perf_counter())
+        self.cpu_ends.append(time.process_time())
 
 
 def main() -> None:
@@ -74,9 +77,11 @@ def main() -> None:
     clock = Clock()
     model, tokens = _pitstop(job, clock) if job.side == "pitstop" else _trl(job, clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    seconds = clock.ends[-1] - clock.ends[UNTIMED - 1]
+    seconds, cpu_seconds = (ends[-1] - ends[UNTIMED - 1] for ends in (clock.ends, clock.cpu_ends))
+    timed = sum(tokens[UNTIMED:])
     loss = held_out(model, AutoTokenizer.from_pretrained(Path(job.base, "hf")), Path(job.test)) if job.test else None
-    print(json.dumps(asdict(Outcome(sum(tokens[UNTIMED:]) / seconds, peak, loss or float("nan"), sum(tokens)))))
+    found = Outcome(timed / seconds, timed / cpu_seconds, peak, loss or float("nan"), sum(tokens))
+    print(json.dumps(asdict(found)))
 
 
 def _pitstop(job: Job, clock: Clock) -> tuple[Any, list[int]]:
