@@ -18,7 +18,7 @@ from pitstop.progress import be_quiet
 from pitstop.retention import builders
 
 COMMANDS = [
-    *("demo", "init", "base", "train", "import", "check", "repair", "export", "merge", "parity", "pack"),
+    *("demo", "init", "base", "train", "import", "settle", "check", "repair", "export", "merge", "parity", "pack"),
     *("keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor"),
 ]
 

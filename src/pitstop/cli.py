@@ -14,7 +14,7 @@ from pitstop import __version__
 from pitstop.errors import MissingExtra, PitstopError, Refused, UsageError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
-BUILDER = ("demo", "init", "base", "train", "import", "check", "repair", "export", "merge", "parity", "pack")
+BUILDER = ("demo", "init", "base", "train", "import", "settle", "check", "repair", "export", "merge", "parity", "pack")
 FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
@@ -226,6 +226,25 @@ def import_adapter(
     identity = adapters.load_identity(recipes.load(recipe))
     said = f"{folder}: for {identity.base_name}, weights {identity.base_sha256[:12]}; next, pitstop check {recipe}"
     _finish(identity, said, json)
+
+
+@app.command(rich_help_panel=BUILD)
+def settle(
+    recipe: Recipe,
+    artifact: Annotated[
+        str | None, typer.Option(metavar="PRECISION", help="Of the base, that the adapter is to run on. [the recipe's]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of distillation. [a tenth of the training's]")] = None,
+    to: Annotated[str | None, typer.Option(metavar="NAME", help="The new run below runs/. [R's with -settled]")] = None,
+    force: Force = False,
+    json: Json = None,
+) -> None:
+    """Move an adapter onto the weights that ship."""
+    with _needs("workshop", "settling"):
+        from pitstop.workshop import settle as stage
+    result = stage.settle(recipe, artifact=artifact, steps=steps, to=to, force=force)
+    near = f"KL to what was trained {result.kl_before:.4f} → {result.kl_after:.4f} nats per token on held-out prompts"
+    _finish(result, f"{result.run}: on {result.artifact}, {near}; next, pitstop check {result.run}", json)
 
 
 @app.command(rich_help_panel=BUILD)

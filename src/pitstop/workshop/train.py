@@ -26,12 +26,11 @@ from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE, WEIGHTS_FILE, Identity, refuse_imported
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
-from pitstop.workshop.training import attention, checkpoints, costs, material, processes
+from pitstop.workshop.training import checkpoints, costs, material, processes
 from pitstop.workshop.training import trainer as trainers
 from pitstop.workshop.training.attach import attach
 from pitstop.workshop.training.batches import Batches
-from pitstop.workshop.training.elementwise import slim
-from pitstop.workshop.training.lora import fuse
+from pitstop.workshop.training.fast import make_fast
 
 
 def train(path: Path, *, force: bool = False, report_to: Sequence[str] = ()) -> Path:
@@ -112,12 +111,8 @@ def _adapted(recipe: Recipe, ref: BaseRef) -> tuple[PeftModel, Activation]:
         model = base_model.load_weights(
             base.folder, ref, precision=base.precision, artifact=base.artifact, kept=base.kept
         )
-    attention.use(model)
-    adapted, activation = attach(model, recipe, _ships_beside(recipe, ref)), Activation()
-    fuse(adapted, activation)
-    slim(adapted)
-    activation.watch(adapted, "default")
-    return adapted, activation
+    adapted = attach(model, recipe, _ships_beside(recipe, ref))
+    return adapted, make_fast(adapted)
 
 
 def _tell_costs(recipe: Recipe, ref: BaseRef, adapted: PeftModel) -> None:

@@ -4,7 +4,6 @@ The repaired run is a run like any other: the recipe (with its own `folder`, so 
 adapter with the history of what was done to it, `repair.json` and `repair.html`. `check` is next, as after a training.
 """
 
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.retention.gate import Verdict
 from pitstop.workshop import adapter as adapters
-from pitstop.workshop import base_model
+from pitstop.workshop import base_model, successor
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.check import CONTEXT, checked
 from pitstop.workshop.recipe import Recipe
@@ -30,7 +29,7 @@ from pitstop.workshop.repair.material import Material, gather
 from pitstop.workshop.repair.pairs import Pair, read
 from pitstop.workshop.repair.points import Bench, judge, part_of
 from pitstop.workshop.repair.result import Look, Repair, is_retention, nearest
-from pitstop.workshop.repair.run_folder import RESULT_FILE, recipe_text, refuse_another, save, whole
+from pitstop.workshop.repair.run_folder import RESULT_FILE, save
 from pitstop.workshop.repair.search import TOLERANCE, Need, Search, Tried
 from pitstop.workshop.repair.shapes import METHODS, Method, plain
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
@@ -65,7 +64,7 @@ def repair(
     """
     recipe = recipes.load(path)
     file = path / recipes.RECIPE_FILE if path.is_dir() else path
-    target = _target(recipe, to)
+    target = successor.run_of(recipe, to, "repaired")
     if not 0 < keep <= 1:
         raise UsageError(f"keep is {keep}, it must be above 0 and at most 1", cure="leave it out, or say --keep 0.95")
     with exclusive(recipe.run):
@@ -75,9 +74,9 @@ def repair(
         tokenizer = base_model.load_tokenizer(recipe.base.folder)
         material = gather(recipe, ref, tokenizer)
         inputs = _inputs(recipe, identity, material, f"{keep} {tuple(methods)}")
-        if not force and (known := finished(target / RESULT_FILE, Repair, inputs)) and whole(target, known):
+        if not force and (known := finished(target / RESULT_FILE, Repair, inputs)) and _whole(target, known):
             return known
-        refuse_another(target, recipe.run)
+        successor.refuse_another(target, RESULT_FILE, recipe.run)
         job = _Job(
             recipe,
             ref,
@@ -132,14 +131,8 @@ def chosen_methods(listed: str | None) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method in names)
 
 
-def _target(recipe: Recipe, to: str | None) -> Path:
-    name = to or f"{recipe.run.name}-repaired"
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,80}", name):
-        raise UsageError(f"{name!r} cannot be a run folder", cure="use a-z, 0-9, '.', '_' and '-': --to my-run")
-    target = recipes.RUNS / name
-    if target.resolve() == recipe.run.resolve():
-        raise UsageError(f"{target} is the run to repair", cure="name another folder with --to")
-    return target
+def _whole(target: Path, known: Repair) -> bool:
+    return known.adapter_sha256 is not None and successor.whole(target, known.adapter_sha256)
 
 
 def _repair(job: _Job) -> Repair:
@@ -231,7 +224,8 @@ def _keep(job: _Job, search: Search, looks: list[Look], chosen: Look, best: Trie
         _against(search, best, uniform) if len(job.methods) > 1 else "nothing but uniform scaling was asked for",
     ]
     result = _result(job, "repaired", search, tuple(reasons), looks, chosen)
-    return save(result, recipe_text(job.recipe, job.file, job.target), job.identity, best.shape, chosen.scale)
+    text = successor.recipe_text(job.recipe, job.file, job.target, "pitstop repair")
+    return save(result, text, job.identity, best.shape, chosen.scale)
 
 
 def _won_back(search: Search, taken: Tried) -> str:

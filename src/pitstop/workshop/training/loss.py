@@ -71,17 +71,26 @@ def cross_entropy(states: torch.Tensor, head: Head, aims: torch.Tensor, count: i
     return _mean_loss(states, head, judge, count)
 
 
-def divergence(states: torch.Tensor, head: Head, base_states: torch.Tensor, count: int | None = None) -> torch.Tensor:
+def divergence(
+    states: torch.Tensor,
+    head: Head,
+    base_states: torch.Tensor,
+    count: int | None = None,
+    *,
+    base_head: Head | None = None,
+) -> torch.Tensor:
     """Return the mean of KL(base || adapted) over the whole vocabulary, in nats per position.
 
     Args:
         states, base_states: last hidden states with and without the adapter, shape (positions, width).
-        head: of the model, which is the same for both.
-        count: as above.
+        head: of the model.
+        count: positions that the mean is over; None: all of these.
+        base_head: of the base; None: the same.
     """
+    reader = base_head or head
 
     def judge(logits: torch.Tensor, places: slice) -> torch.Tensor:
-        reference = head.logits(base_states[places]).log_softmax(-1)
+        reference = reader.logits(base_states[places]).log_softmax(-1)
         expected = reference.exp()
         # sum of q (ln q - ln p) with ln p = logit - normal; q sums to 1
         cross = (expected * (reference - logits)).sum()

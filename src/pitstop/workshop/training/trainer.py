@@ -100,13 +100,13 @@ class AnchoredTrainer(Trainer):
         peft = self.accelerator.unwrap_model(self.model)
         head = Head.of(peft.get_base_model())
         tokens, task, general = part["input_ids"], part["scored"], part["scored_general"]
-        hidden = _hidden(peft, tokens)
+        hidden = last_hidden(peft, tokens)
         if task.any():
             return cross_entropy(hidden[task], head, _following(tokens, task), counts.task)
         loss = torch.zeros((), device=tokens.device)
         if self._weights.kl:
             with torch.no_grad(), peft.disable_adapter():
-                plain = _hidden(peft, tokens)[general]
+                plain = last_hidden(peft, tokens)[general]
             loss = loss + self._weights.kl * divergence(hidden[general], head, plain, counts.general)
         if self._weights.replay:
             aims = _following(tokens, general)
@@ -145,7 +145,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
-def _hidden(peft: PeftModel, tokens: torch.Tensor) -> torch.Tensor:
+def last_hidden(peft: PeftModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Return a model's last hidden states, shape (rows, longest, width), of tokens padded on the right."""
     inner: Any = peft.get_base_model()
     body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.model
     return body(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
