@@ -295,8 +295,8 @@ def repair(
 
 
 @app.command(rich_help_panel=BUILD)
-def export(recipe: Recipe, force: Force = False, json: Json = None) -> None:
-    """Write the adapter as the files that devices load."""
+def export(recipe: Recipe, profile: Profile = None, force: Force = False, json: Json = None) -> None:
+    """Write the adapter as the files that devices load; several are measured side by side."""
     with _needs("workshop", "exporting"):
         from pitstop.workshop import recipe as recipes
         from pitstop.workshop.export import export as stage
@@ -308,7 +308,26 @@ def export(recipe: Recipe, force: Force = False, json: Json = None) -> None:
         said += f"\n{path.with_name(one.artifact.name)}: {one.artifact.size / 1e6:,.1f} MB, for the base in {one.base}"
     if loaded.export.delivery == "merged":
         said += f"\nthe recipe ships a merged model, not this: pitstop merge {recipe}"
+    if result.also:
+        said += "\n" + _trade(recipe, profile, force=force)
     _finish(result, said, json)
+
+
+def _trade(recipe: Path, profile: str | None, *, force: bool) -> str:
+    """Measure what was exported on each base, and return what to say of it."""
+    from pitstop import profiles
+    from pitstop.workshop import recipe as recipes
+    from pitstop.workshop import trade as stage
+
+    result = stage.trade(recipe, profile=profiles.load(profile) if profile else None, force=force)
+    rows = [stage.HEADS, *(stage.cells(one) for one in result.options)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    loaded = recipes.load(recipe)
+    said = f"best: {result.chosen}" if result.chosen else "none is near enough and fits"
+    if result.chosen not in (None, loaded.base.artifact):
+        said += f"; the recipe ships {loaded.base.artifact} ([base] artifact)"
+    return "\n".join([*table, said, *(f"  - {reason}" for reason in result.reasons)])
 
 
 @app.command(rich_help_panel=BUILD)

@@ -10,13 +10,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pitstop import records
+from pitstop.bundle.binding import BASE_KEY
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.manifest import Artifact, BaseRef
+from pitstop.bundle.onnx import sites
 from pitstop.engines.base import Use
 from pitstop.engines.onnx import OnnxEngine
 from pitstop.errors import BrokenInput, RecordError, UsageError
 from pitstop.workshop import base_model, train
 from pitstop.workshop.export.export import Exported, export, load_exported
+from pitstop.workshop.merge import merge
 from pitstop.workshop.recipe import load
+from pitstop.workshop.shipped import load_shipped
 from workbench import Project
 
 TEXT = "make the kitchen red"
@@ -105,6 +110,26 @@ def test_training_on_what_onnx_runs(project: Project, onnx_base: BaseRef) -> Non
     exported = export(recipe)
     assert exported.artifact.format == "onnx"
     assert exported.base_sha256 == onnx_base.artifact("int8").sha256
+
+
+def test_merged_it_is_a_model_of_its_own(project: Project, onnx_base: BaseRef) -> None:
+    recipe = project.recipe(base={"artifact": "fp32"}, export={"delivery": "merged"})
+    train.train(recipe)
+    merged = merge(recipe)
+    graph = project.run / "merged" / "model.onnx"
+    assert (merged.artifact.role, merged.artifact.format) == ("merged", "onnx")
+    assert read_onnx_graph(graph).metadata[BASE_KEY] == onnx_base.artifact("fp32").sha256
+    assert sites(read_onnx_graph(graph)) == {}
+    with (
+        OnnxEngine(graph, base_sha256=merged.artifact.sha256, context_length=64, sequences=1, threads=1) as engine,
+        torch.no_grad(),
+    ):
+        tokens = engine.tokenize(TEXT)
+        whole = AutoModelForCausalLM.from_pretrained(project.run / "merged" / "hf", dtype=torch.float32)
+        assert np.abs(engine.logits(tokens) - whole(torch.tensor([tokens])).logits[0].numpy()).max() < 2e-3
+    assert merge(recipe) == merged
+    with pytest.raises(UsageError, match="attached adapters"):
+        load_shipped(load(project.run))
 
 
 def test_the_sample_loop_of_onnxruntime_genai(exported: Exported, project: Project) -> None:

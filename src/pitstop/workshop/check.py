@@ -253,8 +253,13 @@ def open_trained(recipe: Recipe, ref: BaseRef) -> Engine:
 
 def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     """Open the device's engine with what the run ships, under the recipe's name."""
-    base = ref.artifact(recipe.base.artifact)
-    path = base_model.artifact_path(recipe.base.folder, ref, recipe.base.artifact)
+    return open_exported(recipe, ref, recipe.base.artifact, ships.path, ships.artifact.sha256)
+
+
+def open_exported(recipe: Recipe, ref: BaseRef, precision: str, adapter: Path, sha256: str) -> Engine:
+    """Open the device's engine for one artifact of the base, with an adapter file under the recipe's name."""
+    base = ref.artifact(precision)
+    path = base_model.artifact_path(recipe.base.folder, ref, precision)
     length = min(ref.context_length, CONTEXT)
     # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
     # everything stands still. torch's number follows OMP_NUM_THREADS.
@@ -262,7 +267,7 @@ def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     engine: Engine = make(
         path, base_sha256=base.sha256, context_length=length, sequences=1, threads=torch.get_num_threads()
     )
-    engine.load_adapter(recipe.name, ships.path, sha256=ships.artifact.sha256)
+    engine.load_adapter(recipe.name, adapter, sha256=sha256)
     return engine
 
 

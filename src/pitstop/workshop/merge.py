@@ -1,6 +1,7 @@
 """Base and adapter to one model: for a board with memory to spare, and for what an adapter file cannot carry.
 
-Leaves `runs/<name>/merged/`: `hf/` in float32, `<precision>.gguf` as the base is shipped, and `merged.json`.
+Leaves `runs/<name>/merged/`: `hf/` in float32, `<precision>.gguf` or `model.onnx` with its files, as the base is
+shipped, and `merged.json`.
 """
 
 import tempfile
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pitstop import records
 from pitstop.bundle.binding import BASE_KEY
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.manifest import Artifact, BaseRef
+from pitstop.bundle.onnx import check_files
 from pitstop.engines.llama import quantize
 from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file
@@ -23,6 +26,7 @@ from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.export import llamacpp
+from pitstop.workshop.export.onnx import build_base
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest, require
 
@@ -41,7 +45,7 @@ class Merged:
     base_weights_sha256: str  # of the base's hf/ weights, which the adapter was added to
     scale: float  # multiplier of the adapter's effect
     weights_sha256: str  # of hf/model.safetensors
-    artifact: Artifact  # the GGUF
+    artifact: Artifact  # the GGUF, or the ONNX graph, which names its other files
 
 
 def merge(path: Path, *, force: bool = False) -> Merged:
@@ -99,16 +103,21 @@ def _make(recipe: Recipe, ref: BaseRef, base_sha256: str) -> Artifact:
     folder = recipe.run / FOLDER
     folder.mkdir(exist_ok=True)
     precision = recipe.base.artifact
+    kind = ref.artifact(precision).format
     target = folder / f"{precision}.gguf"
     with progress(f"merge {recipe.name}", 3, "steps") as advance, tempfile.TemporaryDirectory(dir=folder) as scratch:
         base_model.save_hugging_face(_add(recipe), base_model.load_tokenizer(recipe.base.folder), folder)
         advance(note="added")
+        if kind == "onnx":
+            target = build_base(folder / "hf", folder, precision, merged_from=base_sha256)
+            advance(2, note="built")
+            return Artifact("merged", kind, precision, target.name, sha256_file(target), target.stat().st_size)
         full = Path(scratch) / "full.gguf"
         llamacpp.convert_model(folder / "hf", full, "f32" if precision == "f32" else "f16")
         advance(note="converted")
         quantize(full, target, precision, keys={BASE_KEY: base_sha256})
         advance(note="quantized")
-    return Artifact("merged", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
+    return Artifact("merged", kind, precision, target.name, sha256_file(target), target.stat().st_size)
 
 
 def _add(recipe: Recipe) -> PreTrainedModel:
@@ -126,4 +135,14 @@ def _add(recipe: Recipe) -> PreTrainedModel:
 def _whole(recipe: Recipe, merged: Merged) -> bool:
     folder = recipe.run / FOLDER
     expected = {WEIGHTS_FILE: merged.weights_sha256, Path(merged.artifact.name): merged.artifact.sha256}
-    return all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in expected.items())
+    if not all((folder / name).is_file() and sha256_file(folder / name) == sha for name, sha in expected.items()):
+        return False
+    return merged.artifact.format != "onnx" or _whole_onnx(folder / merged.artifact.name)
+
+
+def _whole_onnx(graph: Path) -> bool:
+    try:
+        check_files(read_onnx_graph(graph))
+    except BrokenInput:
+        return False
+    return True

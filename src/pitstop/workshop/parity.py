@@ -103,7 +103,7 @@ def _compare(
     uses = Use(recipe.name, recipe.scale), ships.use(recipe.name)
     report = checked(recipe, identity, rows)
     with open_trained(recipe, ref) as trained, open_shipped(recipe, ref, ships) as shipped:
-        kl, agreement, tokens = _divergence(trained, shipped, uses, rows[:KL_ROWS], ref.prompting.eos_token)
+        kl, agreement, tokens = compare_answers(trained, shipped, uses, rows[:KL_ROWS], ref.prompting.eos_token)
         return Parity(
             inputs=inputs,
             adapter_sha256=identity.adapter_sha256,
@@ -114,14 +114,14 @@ def _compare(
             top1_agreement=round(agreement, 4),
             tokens=tokens,
             rows=len(rows),
-            trained=_checked_score(report) or _score(trained, rows, uses[0], recipe),
-            shipped=_score(shipped, rows, uses[1], recipe),
-            base=_score(shipped, rows, PLAIN_BASE, recipe),
+            trained=_checked_score(report) or score(trained, rows, uses[0], recipe),
+            shipped=score(shipped, rows, uses[1], recipe),
+            base=score(shipped, rows, PLAIN_BASE, recipe),
             allowed_kl=recipe.export.parity_kl,
         )
 
 
-def _divergence(
+def compare_answers(
     trained: Engine, shipped: Engine, uses: tuple[Use, Use], rows: Sequence[TaskRow], eos: str
 ) -> tuple[float, float, int]:
     """Return mean KL(trained || shipped), top-1 agreement and the number of answer tokens compared."""
@@ -148,6 +148,7 @@ def _checked_score(report: RetentionReport | None) -> TaskScore | None:
     return TaskScore(exact=round(report.task.adapted.exact, 4), field_f1=round(report.task.adapted.f1, 4))
 
 
-def _score(engine: Engine, rows: Sequence[TaskRow], use: Use, recipe: Recipe) -> TaskScore:
+def score(engine: Engine, rows: Sequence[TaskRow], use: Use, recipe: Recipe) -> TaskScore:
+    """Return how the rows are answered, as the recipe compares them."""
     result: TaskResult = measure_task(engine, rows, use, metric=recipe.check.metric, sampling=sampling(recipe))
     return TaskScore(exact=round(result.exact, 4), field_f1=round(result.f1, 4))

@@ -30,13 +30,19 @@ def load_shipped(recipe: Recipe) -> Shipped:
     """Return what the recipe ships, checked against its digest.
 
     Raises:
-        UsageError: it is not made yet, or was merged at another scale.
+        UsageError: it is not made yet, was merged at another scale, or is one that devices do not run.
         BrokenInput: the file is not the one that was made.
     """
     if recipe.export.delivery == "attached":
         exported, path = load_exported(recipe)
         return Shipped(exported.adapter_sha256, exported.base_sha256, exported.artifact, path, recipe.scale)
     merged, path = load_merged(recipe)
+    if merged.artifact.format == "onnx":
+        raise UsageError(
+            "a device runs ONNX with attached adapters; a merged one is a model of its own",
+            where=path,
+            cure='ship it attached ([export] delivery), or merge it into a GGUF ([base] artifact = "q8_0")',
+        )
     if merged.scale != recipe.scale:
         raise UsageError(
             f"{recipe.name} was merged at scale {merged.scale}, the recipe says {recipe.scale}",

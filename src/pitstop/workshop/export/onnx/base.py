@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from transformers import AutoConfig
 
+from pitstop.bundle.binding import BASE_KEY
 from pitstop.bundle.formats.onnx_graph import FILES_KEY
 from pitstop.bundle.onnx import GRAPH_FILE
 from pitstop.files import replacing, sha256_file
@@ -21,12 +22,14 @@ WEIGHTS_FILE = "model.onnx.data"
 INLINE = 1024  # bytes; smaller tensors stay in the graph itself
 
 
-def build_base(folder: Path, target: Path, precision: str) -> Path:
+def build_base(folder: Path, target: Path, precision: str, *, merged_from: str | None = None) -> Path:
     """Write an ONNX base into ``target`` and return its graph, whose digest stands for all of its files.
 
     Args:
         folder: a Hugging Face folder with weights, config and tokenizer.
         precision: of its matrices: one of `PRECISIONS`.
+        merged_from: digest of the base that an adapter was merged into. Such a model takes no adapters: the room for
+            them would cost speed.
 
     Raises:
         MissingExtra, UsageError: the builder is not installed, or another version of it.
@@ -44,15 +47,16 @@ def build_base(folder: Path, target: Path, precision: str) -> Path:
         model = ir.load(built / GRAPH_FILE)
         if precision == "int8":
             quantize(model.graph)
-        add_sites(model.graph, config)
+        if merged_from is None:
+            add_sites(model.graph, config)
         ir.save(model, opened / GRAPH_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=INLINE)
         for file in built.iterdir():
             if file.is_file() and file.name not in (GRAPH_FILE, WEIGHTS_FILE):
                 shutil.copyfile(file, opened / file.name)
-        return _seal(opened, target)
+        return _seal(opened, target, {} if merged_from is None else {BASE_KEY: merged_from})
 
 
-def _seal(opened: Path, target: Path) -> Path:
+def _seal(opened: Path, target: Path, metadata: dict[str, str]) -> Path:
     """Move the files to ``target``, the graph last, with the digests of the others in its metadata."""
     graph = onnx.load(opened / GRAPH_FILE, load_external_data=False)
     files = {}
@@ -60,7 +64,7 @@ def _seal(opened: Path, target: Path) -> Path:
         if file.name != GRAPH_FILE:
             files[file.name] = sha256_file(file)
             file.replace(target / file.name)
-    onnx.helper.set_model_props(graph, {FILES_KEY: json.dumps(files)})
+    onnx.helper.set_model_props(graph, {FILES_KEY: json.dumps(files)} | metadata)
     with replacing(target / GRAPH_FILE) as out:
         out.write(graph.SerializeToString(deterministic=True))
     return target / GRAPH_FILE
