@@ -41,6 +41,7 @@ def train(path: Path, *, force: bool = False, report_to: Sequence[str] = ()) -> 
         RecordError: every problem of the recipe, those only the base can show included.
         DatasetError: rows that cannot be used.
     """
+    processes.refuse_sharding()
     recipe = recipes.load(path)
     run = recipe.run
     first = processes.is_first()

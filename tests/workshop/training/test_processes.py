@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 import pitstop
+from pitstop.errors import UsageError
 from pitstop.workshop.train import train
 from workbench import Project
 
@@ -26,6 +28,12 @@ def launch(recipe: Path) -> subprocess.CompletedProcess[str]:
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pitstop.__file__).parents[1])},
     )
+
+
+def test_a_launcher_that_would_shard_the_base_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match=r"FSDP spreads[\s\S]*accelerate_ddp"):
+        train(project.recipe())
 
 
 def test_two_processes_train_what_one_trains(project: Project) -> None:

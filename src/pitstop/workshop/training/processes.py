@@ -11,6 +11,22 @@ from contextlib import contextmanager
 import torch
 from accelerate import PartialState
 
+from pitstop.errors import UsageError
+
+
+def refuse_sharding() -> None:
+    """Refuse launchers that would spread one model's weights over processes; here each has the whole base.
+
+    Raises:
+        UsageError: FSDP or DeepSpeed is asked for.
+    """
+    for name, key in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(key, "false").lower() == "true":
+            raise UsageError(
+                f"{name} spreads a model's weights over processes, which pitstop does not train with",
+                cure='launch with tools/accelerate_ddp.yaml; [base] kept = "blocks" takes a quarter of the memory',
+            )
+
 
 def count() -> int:
     """Return how many processes train together."""
