@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pitstop import records
 from pitstop.bundle.binding import BASE_KEY
 from pitstop.bundle.formats import read_onnx_graph
-from pitstop.bundle.manifest import Artifact, BaseRef
+from pitstop.bundle.manifest import Artifact
 from pitstop.bundle.onnx import check_files
 from pitstop.engines.llama import quantize
 from pitstop.errors import BrokenInput, UsageError
@@ -26,7 +26,7 @@ from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.export import llamacpp
-from pitstop.workshop.export.onnx import build_base
+from pitstop.workshop.export.onnx import PRECISIONS, build_base
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest, require
 
@@ -73,7 +73,7 @@ def merge(path: Path, *, force: bool = False) -> Merged:
         if not force and (known := finished(done, Merged, inputs)) and _whole(recipe, known):
             return known
         done.unlink(missing_ok=True)
-        artifact = _make(recipe, ref, identity.base_sha256)
+        artifact = _make(recipe, identity.base_sha256)
         weights = sha256_file(done.parent / WEIGHTS_FILE)
         merged = Merged(inputs, identity.adapter_sha256, identity.base_sha256, source, recipe.scale, weights, artifact)
         records.save_json(merged, done)  # written last: without it the merge is not finished
@@ -99,11 +99,11 @@ def load_merged(recipe: Recipe) -> tuple[Merged, Path]:
     return merged, path
 
 
-def _make(recipe: Recipe, ref: BaseRef, base_sha256: str) -> Artifact:
+def _make(recipe: Recipe, base_sha256: str) -> Artifact:
     folder = recipe.run / FOLDER
     folder.mkdir(exist_ok=True)
     precision = recipe.base.artifact
-    kind = ref.artifact(precision).format
+    kind = "onnx" if precision in PRECISIONS else "gguf"
     target = folder / f"{precision}.gguf"
     with progress(f"merge {recipe.name}", 3, "steps") as advance, tempfile.TemporaryDirectory(dir=folder) as scratch:
         base_model.save_hugging_face(_add(recipe), base_model.load_tokenizer(recipe.base.folder), folder)
