@@ -25,6 +25,8 @@ from pitstop.engines.probe import probe
 from pitstop.engines.sessions import BASE_TAG, Session, Sessions, Tag
 from pitstop.errors import Busy, NotFinite, UsageError
 
+ROOM = 256  # tokens: the KV of what is evaluated from nothing has room for a multiple of it
+
 
 class OnnxEngine(Engine):
     """A base with adapters on onnxruntime-genai."""
@@ -172,7 +174,8 @@ class OnnxEngine(Engine):
         self._scratch_taken = True
         finite = False
         try:
-            self._scratch = scratch = self._emptied(self._scratch, tag, len(tokens), 0)
+            length = min(self.context_length, -(-len(tokens) // ROOM) * ROOM)
+            self._scratch = scratch = self._emptied(self._scratch, tag, len(tokens), 0, length)
             at = 0
             while at < len(tokens):
                 end = self._evaluate(scratch, tag, tokens, at)
@@ -189,16 +192,19 @@ class OnnxEngine(Engine):
                 self._tidy()
 
     def _emptied(
-        self, conversation: Conversation | None, tag: Tag, count: int, kept: int, guide: str | None = None
+        self, conversation: Conversation | None, tag: Tag, count: int, kept: int, length: int, guide: str | None = None
     ) -> Conversation:
-        """Return a conversation that holds the first ``kept`` tokens and can take in the rest, or an empty one."""
-        if conversation is not None and guide in (None, conversation.guide):
+        """Return a conversation that holds the first ``kept`` of ``count`` tokens and can take in the rest.
+
+        It is the one given, or else an empty one with room for ``length`` tokens, which takes its place.
+        """
+        if conversation is not None and conversation.length >= length and guide in (None, conversation.guide):
             changes = [self._adapters.native(BASE_TAG)] if kept < min(tag.active_from, count) else []
             changes += [self._adapters.native(tag)] if tag.active_from < count else []
             if not (tag.adapters or conversation.given) or conversation.takes(changes):
                 conversation.rewind(kept)
                 return conversation
-        made = self._model.conversation(self.context_length, guide)
+        made = self._model.conversation(length, guide)
         if conversation is not None:
             conversation.close()
         return made
@@ -244,7 +250,7 @@ class OnnxEngine(Engine):
         # The last token is always evaluated: the logits that choose the next one must be of this request.
         kept = min(place.common, len(tokens) - 1)
         try:
-            conversation = self._emptied(before, tag, len(tokens), kept, guide)
+            conversation = self._emptied(before, tag, len(tokens), kept, self.context_length, guide)
         except BaseException:
             session.busy = False
             raise

@@ -121,7 +121,7 @@ class Model:
                 params.set_search_options(max_length=length, do_sample=False)
                 if guide is not None:
                     params.set_guidance("json_schema", guide)
-                return Conversation(self, onnxruntime_genai.Generator(self._model, params), guide)
+                return Conversation(self, onnxruntime_genai.Generator(self._model, params), length, guide)
         except BrokenInput as error:
             if guide is None:
                 raise
@@ -159,7 +159,8 @@ class Model:
 class Conversation:
     """One KV. Which adapters its tokens are computed under is whatever was set last before they came."""
 
-    def __init__(self, model: Model, generator: onnxruntime_genai.Generator, guide: str | None) -> None:
+    def __init__(self, model: Model, generator: onnxruntime_genai.Generator, length: int, guide: str | None) -> None:
+        self.length = length  # tokens it has room for
         self.guide = guide
         self.under: str | None = None  # the adapter that was set last
         self.given: list[str] = []  # all that were ever set: they cannot be unloaded while this lives

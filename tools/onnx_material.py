@@ -1,0 +1,84 @@
+"""What the ONNX benchmarks run on: the real small model as ONNX graphs and for PEFT, and random adapters for both.
+
+Made once and kept beside what `material` makes.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import onnxruntime_genai
+import torch
+from material import folder
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pitstop.bundle.onnx import GRAPH_FILE
+from pitstop.demo import smollm2
+from pitstop.files import sha256_file
+from pitstop.workshop import base_model
+from pitstop.workshop.export import onnx as exporter
+from pitstop.workshop.export.onnx import build_base, export_onnx
+from pitstop.workshop.export.onnx.builder import build
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+STRENGTH = 0.1  # standard deviation of the elements of B, alpha being twice the rank
+
+
+def hugging_face() -> Path:
+    """Return SmolLM2-135M-Instruct as a Hugging Face folder."""
+    target = _made() / "base"
+    if not (target / base_model.BASE_FILE).is_file():
+        base_model.prepare(str(smollm2.fetch_gguf(folder())), target, precisions=())
+    return target / "hf"
+
+
+def graph(precision: str) -> Path:
+    """Return its graph in a precision ("fp32", "int8"), with room for adapters."""
+    target = _made() / precision
+    if not (target / GRAPH_FILE).is_file():
+        build_base(hugging_face(), target, precision)
+    return target / GRAPH_FILE
+
+
+def without_sites(precision: str) -> Path:
+    """Return the folder of the graph as the builder makes it, without room for adapters."""
+    target = _made() / f"{precision}-plain"
+    if not (target / GRAPH_FILE).is_file():
+        shutil.rmtree(target, ignore_errors=True)
+        hf = hugging_face()
+        build(hf, target, precision, AutoConfig.from_pretrained(hf))
+    return target
+
+
+def trained(number: int, rank: int = 8) -> Path:
+    """Return a PEFT folder with a random LoRA on every projection."""
+    target = _made() / f"peft-{rank}-{number}"
+    if not target.is_dir():
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_pretrained(hugging_face(), dtype=torch.float32)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(MODULES), task_type="CAUSAL_LM")
+        peft = get_peft_model(model, config)
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=STRENGTH)
+        peft.save_pretrained(str(target))
+    return target
+
+
+def adapter(precision: str, number: int, rank: int = 8) -> Path:
+    """Return that LoRA as an adapter file of a graph."""
+    on = graph(precision)
+    digest = sha256_file(on)
+    target = _made() / f"{precision}-{rank}-{number}-{digest[:12]}.onnx_adapter"
+    if not target.is_file():
+        export_onnx(trained(number, rank), hugging_face(), on, digest, target, precision="f32")
+    return target
+
+
+def _made() -> Path:
+    """Return a folder for just this state of what builds graphs."""
+    code = b"".join(file.read_bytes() for file in sorted(Path(exporter.__path__[0]).glob("*.py")))
+    path = folder() / f"onnx-{onnxruntime_genai.__version__}-{hashlib.sha256(code).hexdigest()[:12]}"
+    path.mkdir(exist_ok=True)
+    return path
