@@ -108,6 +108,10 @@ EngineName = Annotated[
         "--engine", help="torch: the adapter as trained; llama, onnx: what ships. [torch; what ships if it is merged]"
     ),
 ]
+BaseArtifact = Annotated[
+    str | None,
+    typer.Option("--artifact", metavar="PRECISION", help="Of the base, beside which it ships. [the recipe's]"),
+]
 Channel = Annotated[str, typer.Option(metavar="NAME", help="What devices ask the repository for.")]
 Suites = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the suites are.")]
 Device = Annotated[
@@ -248,7 +252,13 @@ def settle(
 
 
 @app.command(rich_help_panel=BUILD)
-def check(recipe: Recipe, engine: EngineName = None, force: Force = False, json: Json = None) -> None:
+def check(
+    recipe: Recipe,
+    engine: EngineName = None,
+    artifact: BaseArtifact = None,
+    force: Force = False,
+    json: Json = None,
+) -> None:
     """Measure task and forgetting, and give the verdict.
 
     Exit code 1 unless the verdict is pass.
@@ -257,10 +267,11 @@ def check(recipe: Recipe, engine: EngineName = None, force: Force = False, json:
         from pitstop.retention.report import print_table
         from pitstop.workshop import check as stage
         from pitstop.workshop import recipe as recipes
-    report = stage.check(recipe, engine=engine, force=force)
+    report = stage.check(recipe, engine=engine, artifact=artifact, force=force)
     if json != STDOUT:
         print_table(report)
-    _finish(report, f"report: {recipes.load(recipe).run / stage.PAGE_FILE}", json)
+    page = stage.report_file(recipes.load(recipe), engine, artifact).with_suffix(".html")
+    _finish(report, f"report: {page}", json)
     if report.verdict.outcome != "pass":
         raise typer.Exit(1)
 
@@ -346,11 +357,11 @@ def merge(recipe: Recipe, force: Force = False, json: Json = None) -> None:
 
 
 @app.command(rich_help_panel=BUILD)
-def parity(recipe: Recipe, force: Force = False, json: Json = None) -> None:
+def parity(recipe: Recipe, artifact: BaseArtifact = None, force: Force = False, json: Json = None) -> None:
     """Compare what ships with what was trained."""
     with _needs("workshop", "parity"):
         from pitstop.workshop import parity as stage
-    result = stage.parity(recipe, force=force)
+    result = stage.parity(recipe, artifact=artifact, force=force)
     near = f"KL {result.kl_nats_per_token:.4f} nats per token, same first choice {result.top1_agreement:.1%}"
     exact = f"exact answers: trained {result.trained.exact:.1%}, shipped {result.shipped.exact:.1%}"
     _finish(result, f"{near} of {result.tokens} tokens; {exact}, base {result.base.exact:.1%}", json)
@@ -359,13 +370,14 @@ def parity(recipe: Recipe, force: Force = False, json: Json = None) -> None:
 @app.command(rich_help_panel=BUILD)
 def pack(
     recipe: Annotated[Path, typer.Argument(metavar="R", help="A recipe file, a run folder or a base's folder.")],
+    artifact: BaseArtifact = None,
     counter: Annotated[int | None, typer.Option(help="Devices refuse a lower one. [one more than before]")] = None,
     json: Json = None,
 ) -> None:
     """Pack the bundle, if verdict and parity allow it."""
     with _needs("workshop", "packing"):
         from pitstop.workshop import pack as stage
-    folder = stage.pack(recipe, counter=counter)
+    folder = stage.pack(recipe, artifact=artifact, counter=counter)
     _finish({"bundle": folder}, f"{folder}: ready to publish", json)
 
 

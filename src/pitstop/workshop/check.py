@@ -30,10 +30,9 @@ from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spr
 from pitstop.workshop.displacement import displacement
 from pitstop.workshop.recipe import Check, Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
-from pitstop.workshop.shipped import Shipped, load_shipped
+from pitstop.workshop.shipped import Shipped, load_shipped, result_file
 
 REPORT_FILE = "retention.json"
-PAGE_FILE = "retention.html"
 CONTEXT = 1024  # tokens an item may have
 DISPLACED = 16  # texts that F_delta is measured on
 EngineName = Literal["torch", "llama", "onnx"]
@@ -59,13 +58,17 @@ class _Subject:
         return self.recipe.base.folder / "measured"
 
 
-def check(path: Path, *, engine: EngineName | None = None, force: bool = False) -> RetentionReport:
+def check(
+    path: Path, *, engine: EngineName | None = None, artifact: str | None = None, force: bool = False
+) -> RetentionReport:
     """Measure a run's adapter beside its base, on the same engine and prompts, and judge it.
 
     Args:
         path: recipe file or run folder.
         engine: ``torch`` measures the adapter as it was trained, ``llama`` or ``onnx`` what ships, whichever runs it;
             None: the trained one, but a merged model as it ships, for its weights are rounded anew.
+        artifact: precision of the base artifact beside which it is measured as it ships; None: the one the recipe
+            trains on, or the first one of the export that ``engine`` runs.
         force: measure again though the same was measured before.
 
     Raises:
@@ -78,31 +81,43 @@ def check(path: Path, *, engine: EngineName | None = None, force: bool = False) 
         ref = base_model.load_ref(recipe.base.folder)
         suites = load_suites(recipe)
         rows = task_rows(recipe, ref)
-        ships = None if _is_trained(engine, recipe, ref) else load_shipped(recipe)
+        base = _beside(engine, artifact, recipe, ref)
+        ships = None if base is None else load_shipped(recipe, base)
         inputs = _inputs(recipe, identity, ships, rows, suites)
-        done = recipe.run / REPORT_FILE
+        done = result_file(REPORT_FILE, recipe, base)
         if not force and (known := finished(done, RetentionReport, inputs)):
             return known
         for shortage in shortages(suites, recipe.check.margins):
             say(shortage.words)
         with open_shipped(recipe, ref, ships) if ships else open_trained(recipe, ref) as opened:
             report = _judge(_subject(opened, recipe, ref, suites, rows, ships), recipe, identity, inputs)
-        write_html(report, recipe.run / PAGE_FILE)
+        write_html(report, done.with_suffix(".html"))
         records.save_json(report, done)
         return report
 
 
-def _is_trained(engine: EngineName | None, recipe: Recipe, ref: BaseRef) -> bool:
-    """Return whether the adapter as it was trained is meant, not what ships."""
-    if engine is None:
-        return recipe.export.delivery == "attached"
-    runs = engine_for(ref.artifact(recipe.base.artifact))
-    if engine not in ("torch", runs):
+def report_file(recipe: Recipe, engine: EngineName | None = None, artifact: str | None = None) -> Path:
+    """Return where `check` leaves its report if it is asked for these; its page lies beside it, as HTML."""
+    base = _beside(engine, artifact, recipe, base_model.load_ref(recipe.base.folder))
+    return result_file(REPORT_FILE, recipe, base)
+
+
+def _beside(engine: EngineName | None, artifact: str | None, recipe: Recipe, ref: BaseRef) -> str | None:
+    """Return the base artifact beside which what ships is measured; None: the adapter as it was trained is meant."""
+    if engine is None and artifact is None:
+        return None if recipe.export.delivery == "attached" else recipe.base.artifact
+    if engine == "torch" and artifact is None:
+        return None
+    wanted = (artifact,) if artifact else (recipe.base.artifact, *recipe.export.also)
+    runs = {base: engine_for(ref.artifact(base)) for base in wanted}
+    found = next((base for base, name in runs.items() if engine in (None, name)), None)
+    if found is None:
+        listed = ", ".join(f"{base} ({name})" for base, name in runs.items())
         raise UsageError(
-            f"{recipe.name} ships for a base that the {runs} engine runs, not {engine}",
-            cure=f"check it with --engine {runs}, or name another [base] artifact in the recipe",
+            f"the {engine} engine runs nothing of what {recipe.name} is checked for: {listed}",
+            cure="leave --engine out, or export it for an artifact that engine runs ([export] also)",
         )
-    return engine == "torch"
+    return found
 
 
 def checked(recipe: Recipe, identity: adapters.Identity, rows: Sequence[TaskRow]) -> RetentionReport | None:
@@ -253,7 +268,7 @@ def open_trained(recipe: Recipe, ref: BaseRef) -> Engine:
 
 def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     """Open the device's engine with what the run ships, under the recipe's name."""
-    return open_exported(recipe, ref, recipe.base.artifact, ships.path, ships.artifact.sha256)
+    return open_exported(recipe, ref, ships.base, ships.path, ships.artifact.sha256)
 
 
 def open_exported(recipe: Recipe, ref: BaseRef, precision: str, adapter: Path, sha256: str) -> Engine:

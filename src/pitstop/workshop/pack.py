@@ -23,32 +23,36 @@ from pitstop.workshop.check import REPORT_FILE
 from pitstop.workshop.parity import PARITY_FILE, Parity, too_far
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, require
-from pitstop.workshop.shipped import Shipped, load_shipped
+from pitstop.workshop.shipped import Shipped, load_shipped, result_file
 
 FOLDER = "bundle"
 MANIFEST_FILE = "bundle.json"
 DEVICE_CONTEXT = 2048  # tokens a conversation may have on a device, where the base allows more
 
 
-def pack(path: Path, *, counter: int | None = None) -> Path:
+def pack(path: Path, *, artifact: str | None = None, counter: int | None = None) -> Path:
     """Pack a run's adapter, or a base folder, and return the bundle folder; the same content is packed once.
+
+    Args:
+        artifact: precision of the base artifact that is packed, or beside which the adapter runs; None: the first one,
+            and the one the recipe trains on.
 
     Raises:
         UsageError: a stage before this one has not run.
         Refused: no passing verdict, or no parity, about these very files.
     """
     if (path / base_model.BASE_FILE).is_file():
-        return _pack_base(path, counter)
+        return _pack_base(path, artifact, counter)
     recipe = recipes.load(path)
     with exclusive(recipe.run):
-        return _pack_adapter(recipe, counter)
+        return _pack_adapter(recipe, artifact, counter)
 
 
-def _pack_base(folder: Path, counter: int | None) -> Path:
+def _pack_base(folder: Path, precision: str | None, counter: int | None) -> Path:
     ref = base_model.load_ref(folder)
     if not ref.artifacts:
         raise UsageError(f"{folder} has no artifact to ship", cure="make one: pitstop base SOURCE --precision q8_0")
-    artifact = ref.artifacts[0]
+    artifact = ref.artifact(precision) if precision else ref.artifacts[0]
     files = {artifact: base_model.artifact_path(folder, ref, artifact.precision)}
     if artifact.format == "onnx":
         files |= parts(read_onnx_graph(files[artifact]))
@@ -64,18 +68,21 @@ def _pack_base(folder: Path, counter: int | None) -> Path:
         context_length=min(ref.context_length, DEVICE_CONTEXT),
         artifacts=tuple(files),
     )
-    return _write(bundle, files, folder / FOLDER, counter)
+    name = FOLDER if artifact == ref.artifacts[0] else f"{FOLDER}-{artifact.precision}"
+    return _write(bundle, files, folder / name, counter)
 
 
-def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
+def _pack_adapter(recipe: Recipe, base: str | None, counter: int | None) -> Path:
     identity = adapters.load_identity(recipe)
-    ships = load_shipped(recipe)
+    ships = load_shipped(recipe, base)
+    own = "" if ships.base == recipe.base.artifact else f" --artifact {ships.base}"
+    checked, compared = (result_file(name, recipe, ships.base) for name in (REPORT_FILE, PARITY_FILE))
+    if not checked.is_file() and recipe.export.delivery == "attached":
+        checked = recipe.run / REPORT_FILE  # as it was trained, which parity says is the same
     report = records.load_json(
-        RetentionReport, require(recipe.run / REPORT_FILE, "retention report", f"pitstop check {recipe.run}")
+        RetentionReport, require(checked, "retention report", f"pitstop check {recipe.run}{own}")
     )
-    parity = records.load_json(
-        Parity, require(recipe.run / PARITY_FILE, "parity result", f"pitstop parity {recipe.run}")
-    )
+    parity = records.load_json(Parity, require(compared, "parity result", f"pitstop parity {recipe.run}{own}"))
     _refuse_unproven(recipe, identity, ships, report, parity)
     ref = base_model.load_ref(recipe.base.folder)
     bundle = Bundle(
@@ -95,9 +102,10 @@ def _pack_adapter(recipe: Recipe, counter: int | None) -> Path:
             "shipped_exact_share": parity.shipped.exact,
             "shipped_field_f1": parity.shipped.field_f1,
         },
-        reports={name: sha256_file(recipe.run / name) for name in (REPORT_FILE, PARITY_FILE)},
+        reports={path.name: sha256_file(path) for path in (checked, compared)},
     )
-    return _write(bundle, {ships.artifact: ships.path}, recipe.run / FOLDER, counter)
+    folder = recipe.run / (FOLDER if not own else f"{FOLDER}-{ships.base}")
+    return _write(bundle, {ships.artifact: ships.path}, folder, counter)
 
 
 def _refuse_unproven(

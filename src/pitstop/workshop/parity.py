@@ -23,7 +23,7 @@ from pitstop.workshop.adapter import Identity
 from pitstop.workshop.check import checked, open_shipped, open_trained, sampling, task_rows
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
-from pitstop.workshop.shipped import Shipped, load_shipped
+from pitstop.workshop.shipped import Shipped, load_shipped, result_file
 
 PARITY_FILE = "parity.json"
 KL_ROWS = 40  # held-out rows whose expected answers are compared token by token
@@ -61,8 +61,11 @@ class Parity:
         return self.kl_nats_per_token <= self.allowed_kl
 
 
-def parity(path: Path, *, force: bool = False) -> Parity:
+def parity(path: Path, *, artifact: str | None = None, force: bool = False) -> Parity:
     """Compare what ships with the trained adapter and keep the result.
+
+    Args:
+        artifact: precision of the base artifact beside which it ships; None: the one the recipe trains on.
 
     Raises:
         UsageError: there is nothing to ship yet.
@@ -71,11 +74,11 @@ def parity(path: Path, *, force: bool = False) -> Parity:
     recipe = recipes.load(path)
     with exclusive(recipe.run):
         identity = adapters.load_identity(recipe)
-        shipped = load_shipped(recipe)
+        shipped = load_shipped(recipe, artifact)
         ref = base_model.load_ref(recipe.base.folder)
         rows = task_rows(recipe, ref)
         inputs = inputs_digest(identity, shipped.artifact, recipe.check, recipe.export, str(recipe.scale), *rows)
-        done = recipe.run / PARITY_FILE
+        done = result_file(PARITY_FILE, recipe, shipped.base)
         result = None if force else finished(done, Parity, inputs)
         if result is None:
             result = _compare(recipe, ref, rows, inputs, shipped, identity)
