@@ -2,8 +2,8 @@
 
     python tools/bench_onnx.py [--quick] [--threads N] [--json FILE]
 
-The peer of swaps opens a generator for each request and gives it an adapter; of decoding it runs the graph as the
-builder makes it, without room for adapters; of logits it is PEFT in 32-bit floats. Runs alternate, in one process.
+The peer of swaps opens a generator for each request and gives it an adapter; of decoding it runs the same graph
+without room for adapters; of logits it is PEFT in 32-bit floats. Runs alternate, in one process.
 """
 
 import json

@@ -4,22 +4,23 @@ Made once and kept beside what `material` makes.
 """
 
 import hashlib
-import shutil
+import re
 from pathlib import Path
 
+import onnx
 import onnxruntime_genai
 import torch
 from material import folder
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.onnx import GRAPH_FILE
 from pitstop.demo import smollm2
 from pitstop.files import sha256_file
 from pitstop.workshop import base_model
 from pitstop.workshop.export import onnx as exporter
 from pitstop.workshop.export.onnx import build_base, export_onnx
-from pitstop.workshop.export.onnx.builder import build
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STRENGTH = 0.1  # standard deviation of the elements of B, alpha being twice the rank
@@ -42,13 +43,29 @@ def graph(precision: str) -> Path:
 
 
 def without_sites(precision: str) -> Path:
-    """Return the folder of the graph as the builder makes it, without room for adapters."""
+    """Return the folder of that graph without room for adapters: the same weights, and nothing added to them."""
+    source = graph(precision)
     target = _made() / f"{precision}-plain"
     if not (target / GRAPH_FILE).is_file():
-        shutil.rmtree(target, ignore_errors=True)
-        hf = hugging_face()
-        build(hf, target, precision, AutoConfig.from_pretrained(hf))
+        target.mkdir(exist_ok=True)
+        for file in read_onnx_graph(source).files:
+            (target / file).unlink(missing_ok=True)
+            (target / file).hardlink_to(source.parent / file)
+        model = onnx.load(source, load_external_data=False)
+        _strip(model.graph)
+        onnx.save(model, target / GRAPH_FILE)
     return target
+
+
+def _strip(made: onnx.GraphProto) -> None:
+    plain = {node.output[0]: node.input[0] for node in made.node if re.fullmatch(r"lora\..*/add", node.name)}
+    for field in (made.node, made.input, made.initializer):
+        kept = [one for one in field if not one.name.startswith("lora.")]
+        del field[:]
+        field.extend(kept)
+    for node in made.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = plain.get(name, name)
 
 
 def trained(number: int, rank: int = 8) -> Path:
