@@ -1,6 +1,6 @@
 """onnxruntime-genai, the part of it that pitstop needs; no other file knows it.
 
-What it calls, the C API has as well (and the Java API, but for what is marked), so a phone app can do the same:
+What it calls, the C API has as well, so a phone app can do the same:
 
     here                                        C API
     Config, Config.overlay, Model               OgaCreateConfig, OgaConfigOverlay, OgaCreateModelFromConfig
@@ -14,8 +14,14 @@ What it calls, the C API has as well (and the Java API, but for what is marked),
     Adapters.load, unload                       OgaLoadAdapter, OgaUnloadAdapter
     Generator.set_active_adapter                OgaSetActiveAdapter
 
-An adapter file as it is exported can be loaded by an app without another step, where it covers every projection or the
-app opens a new generator for each adapter; see `Conversation` for what keeps a live one clean.
+Java's Generator has appendTokens, rewindTo, generateNextToken, getOutput("logits"), setActiveAdapter and close (read in
+its sources, not run); no logits can be set there, and its GeneratorParams have no guidance. An app in Java lets the
+library choose the tokens (generateNextToken with search options), and reaches the rest through C.
+
+An adapter file in 32-bit floats can be loaded by an app as it is exported, if it opens a new generator for each
+adapter. One that swaps in a live generator must give it tensors for every projection (see `adapters`): a generator goes
+on to feed those of the adapter it had before. A scale is another file, with B multiplied; several adapters are one, side
+by side.
 """
 
 import json
