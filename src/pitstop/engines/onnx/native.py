@@ -20,8 +20,8 @@ library choose the tokens (generateNextToken with search options), and reaches t
 
 An adapter file in 32-bit floats can be loaded by an app as it is exported, if it opens a new generator for each
 adapter. One that swaps in a live generator must give it tensors for every projection (see `adapters`): a generator goes
-on to feed those of the adapter it had before. A scale is another file, with B multiplied; several adapters are one, side
-by side.
+on to feed those of the adapter it had before. A scale is another file, with B multiplied; several adapters are one,
+side by side.
 """
 
 import json
