@@ -127,7 +127,7 @@ def save_model(name: str, folder: Path) -> Path:
     return folder
 
 
-def make_base(name: str, folder: Path, precision: str = "fp32") -> OnnxBase:
+def make_base(name: str, folder: Path, precision: str = "fp32", *, fused: bool = False) -> OnnxBase:
     """Make a random model of one of `CONFIGS` and the ONNX base of it."""
     hf = save_model(name, folder / "hf")
-    return OnnxBase(name, hf, build_base(hf, folder / precision, precision))
+    return OnnxBase(name, hf, build_base(hf, folder / precision, precision, fused=fused))

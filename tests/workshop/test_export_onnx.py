@@ -60,6 +60,17 @@ def test_base_and_adapter_compute_what_peft_computes(bases: dict[str, OnnxBase],
     assert np.abs(base.logits(export(base, tmp_path / "peft")) - trained).max() < SAME
 
 
+@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+def test_fused_projections_take_the_same_adapters(name: str, tmp_path: Path) -> None:
+    base = make_base(name, tmp_path, fused=True)
+    names = sites(read_onnx_graph(base.graph))
+    assert "lora.0.attn.qkv_proj" in names
+    assert "lora.0.attn.q_proj" not in names
+    targets = base.linear if name == "phi3" else ["q_proj", "v_proj", "down_proj"]
+    adapted = base.adapted(tmp_path / "peft", target_modules=targets, rank_pattern={targets[1]: 2})
+    assert np.abs(base.logits(export(base, tmp_path / "peft")) - torch_logits(adapted)).max() < SAME
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_rule_of_scaling_and_any_choice_of_modules(
     bases: dict[str, OnnxBase], variant: str, tmp_path: Path

@@ -22,12 +22,16 @@ WEIGHTS_FILE = "model.onnx.data"
 INLINE = 1024  # bytes; smaller tensors stay in the graph itself
 
 
-def build_base(folder: Path, target: Path, precision: str, *, merged_from: str | None = None) -> Path:
+def build_base(
+    folder: Path, target: Path, precision: str, *, fused: bool = False, merged_from: str | None = None
+) -> Path:
     """Write an ONNX base into ``target`` and return its graph, whose digest stands for all of its files.
 
     Args:
         folder: a Hugging Face folder with weights, config and tokenizer.
         precision: of its matrices: one of `PRECISIONS`.
+        fused: queries, keys and values as one matrix: fewer and larger steps, so that an adapter costs less speed;
+            its file is then larger by a fifth.
         merged_from: digest of the base that an adapter was merged into. Such a model takes no adapters: the room for
             them would cost speed.
 
@@ -42,7 +46,7 @@ def build_base(folder: Path, target: Path, precision: str, *, merged_from: str |
     (target / GRAPH_FILE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         built, opened = Path(scratch, "built"), Path(scratch, "opened")
-        build(folder, built, precision, config)
+        build(folder, built, precision, config, fused=fused or merged_from is not None)
         opened.mkdir()
         model = ir.load(built / GRAPH_FILE)
         if precision == "int8":

@@ -16,7 +16,7 @@ VERSION = "0.18.0"  # of onnxruntime-genai: what the surgery looks for are names
 PRECISIONS = {"fp32": ("fp32", ()), "int8": ("fp32", ()), "int4": ("int4", ("algo_config=k_quant_mixed",))}
 
 
-def build(folder: Path, target: Path, precision: str, config: PretrainedConfig) -> None:
+def build(folder: Path, target: Path, precision: str, config: PretrainedConfig, *, fused: bool) -> None:
     """Write the graph of a Hugging Face folder, with its tokenizer and settings, into ``target``.
 
     Raises:
@@ -27,7 +27,8 @@ def build(folder: Path, target: Path, precision: str, config: PretrainedConfig) 
     check_version()
     kind, options = PRECISIONS[precision]
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(target)]
-    command += ["-p", kind, "-e", "cpu", "-c", str(target / "cache"), "--extra_options", "fuse_qkv=false", *options]
+    command += ["-p", kind, "-e", "cpu", "-c", str(target / "cache")]
+    command += ["--extra_options", f"fuse_qkv={str(fused).lower()}", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = [line for line in done.stderr.splitlines() if line.strip()]
