@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-EXTRAS := device,workshop,data,publish,demo,dev
+EXTRAS := device,workshop,data,ray,publish,demo,dev
 # llama.cpp is compiled once and pip keeps the wheel. Its picture and sound part and its `common` library are left out:
 # half of what there is to compile.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tools/llama_only.cmake
@@ -21,7 +21,7 @@ venv: .venv/.installed ## make .venv with everything, in the tested versions
 	$(PYTHON) -m venv .venv
 	@echo "compiling llama.cpp (some 2 minutes on 2 cores, once) while the rest is installed"
 	$(PIP) wheel --quiet --no-deps --wheel-dir .venv/wheels -c tools/constraints.txt llama-cpp-python & compile=$$!; \
-	$(PIP) install --quiet -c tools/constraints.txt -e ".[serve,workshop,data,publish,dev]" && wait $$compile
+	$(PIP) install --quiet -c tools/constraints.txt -e ".[serve,workshop,data,ray,publish,dev]" && wait $$compile
 	$(PIP) install --quiet -c tools/constraints.txt --find-links .venv/wheels -e ".[$(EXTRAS)]"
 	@touch $@
 

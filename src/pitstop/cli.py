@@ -14,7 +14,9 @@ from pitstop import __version__
 from pitstop.errors import MissingExtra, PitstopError, Refused, UsageError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
-BUILDER = ("demo", "init", "base", "train", "import", "settle", "check", "repair", "export", "merge", "parity", "pack")
+MAKE = ("base", "train", "import", "settle", "check", "repair")
+SHIP = ("export", "merge", "parity", "pack", "build")
+BUILDER = ("demo", "init", *MAKE, *SHIP)
 FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
@@ -379,6 +381,37 @@ def pack(
         from pitstop.workshop import pack as stage
     folder = stage.pack(recipe, artifact=artifact, counter=counter)
     _finish({"bundle": folder}, f"{folder}: ready to publish", json)
+
+
+@app.command(rich_help_panel=BUILD)
+def build(
+    recipes: Annotated[list[Path], typer.Argument(metavar="R...", help="Recipe files.")],
+    on: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="ray: a cluster of this machine; or a running one's address.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0.1, help="That one recipe takes of a node.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="That one recipe takes of a node.")] = 0,
+    repair: Annotated[bool, typer.Option(help="Repair what the gate refuses.")] = True,
+    json: Json = None,
+) -> None:
+    """Do all of the above for many recipes.
+
+    Exit code 1 if an adapter is refused, 3 if a recipe is broken.
+    """
+    with _needs("workshop", "building"):
+        from pitstop.workshop import build as stage
+
+    def done(built: stage.Built) -> None:
+        said = built.bundle or f"{built.outcome} at {built.stage}"
+        print(f"{built.name}: {said}", file=sys.stderr, flush=True)
+
+    results = stage.build(recipes, on=on, cpus=cpus, gpus=gpus, repairing=repair, done=done)
+    if json != STDOUT:
+        stage.print_table(results)
+    packed = sum(built.outcome == "packed" for built in results)
+    _finish(results, f"{packed} of {len(results)} packed", json)
+    if packed < len(results):
+        raise typer.Exit(3 if any(built.outcome == "broken" for built in results) else 1)
 
 
 @keys.command("create")

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pitstop.files import write_bytes
-from pitstop.progress import progress
+from pitstop.progress import progress, say
 from pitstop.workshop.training import processes
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.trainer import AnchoredTrainer
@@ -51,7 +51,8 @@ def run_stoppable(trainer: AnchoredTrainer, run: Path) -> None:
         _cut_log(run, done)
     with progress(f"train {run.name}", sum(tokens), "tokens") as advance:
         if done:
-            advance(sum(tokens[:done]), f"resumed at step {done}")
+            say(f"train {run.name}: goes on from step {done}")
+            advance(sum(tokens[:done]))
         show = _Show(run, advance, tokens)
         trainer.add_callback(show)
         before = signal.getsignal(signal.SIGINT)
