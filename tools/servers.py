@@ -45,7 +45,7 @@ class Pitstop:
 
     def line(self, port: int) -> list[str]:
         """Return the command line."""
-        serve = [sys.executable, "-m", "pitstop.cli", "serve", "--device", str(self.root)]
+        serve = [sys.executable, "-m", "pitstop", "serve", "--device", str(self.root)]
         return [*serve, "--port", str(port), *self.options]
 
     def naming(self, adapter: int | None) -> dict[str, Any]:

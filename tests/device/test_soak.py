@@ -146,7 +146,7 @@ def test_many_clients_at_random(board: Board, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_clients_of_the_real_command_until_it_is_told_to_stop(board: Board) -> None:
-    command = [sys.executable, "-m", "pitstop.cli", "serve", "--device", str(board.root), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "pitstop", "serve", "--device", str(board.root), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"].removesuffix("/v1")

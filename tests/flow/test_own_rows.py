@@ -65,7 +65,7 @@ def run(*arguments: object, code: int = 0) -> Result:
 @contextmanager
 def served(device: Path) -> Iterator[str]:
     """Run `pitstop serve` as a service manager would; yield its address."""
-    command = [sys.executable, "-m", "pitstop.cli", "serve", "--device", str(device), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "pitstop", "serve", "--device", str(device), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout is not None
         try:

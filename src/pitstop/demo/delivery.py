@@ -124,7 +124,7 @@ def _hosted(folder: Path) -> Iterator[str]:
 @contextmanager
 def _serving() -> Iterator[str]:
     """Run `pitstop serve` on a free port, and stop it as a service manager would."""
-    command = [sys.executable, "-m", "pitstop.cli", "serve", "--device", str(DEVICE), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "pitstop", "serve", "--device", str(DEVICE), "--port", "0", "--json"]
     with (
         Path("serve.log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as child,
