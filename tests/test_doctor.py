@@ -60,7 +60,8 @@ def test_a_version_that_does_not_fit_is_wrong(without: dict[str, str | None]) ->
     diagnosis = doctor.examine()
     assert not extra_of(diagnosis, "workshop").complete
     (problem,) = diagnosis.problems
-    assert problem.startswith("transformers 4.30.0: pitstop needs >=5.0; type: ")
+    assert problem.startswith("transformers 4.30.0: pitstop needs >=5.")
+    assert "; type: " in problem
     assert problem in doctor.describe(diagnosis)
 
 

@@ -22,6 +22,7 @@ EXTRAS = {
     "device": "llama and serve: what a board needs",
     "workshop": "train, check, export and merge adapters",
     "data": "read rows from Parquet and from the hub",
+    "ray": "build many adapters on a Ray cluster",
     "publish": "make keys and publish bundles",
     "demo": "`pitstop demo`",
     "dev": "work on pitstop itself",

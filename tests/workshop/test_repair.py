@@ -311,7 +311,7 @@ def test_another_run_is_not_written_over(forgetful: Project) -> None:
     before = contents(Path("runs"))
     with pytest.raises(UsageError, match="--to NAME"):
         repair(forgetful.run, to="mine")
-    with pytest.raises(UsageError, match="the run to repair"):
+    with pytest.raises(UsageError, match="the run it is made of"):
         repair(forgetful.run, to="lights")
     with pytest.raises(UsageError, match="cannot be a run folder"):
         repair(forgetful.run, to="../elsewhere")

@@ -49,6 +49,7 @@ from pitstop.workshop.training.material import invocation_tokens
 RESULT_FILE = "settle.json"
 SHARE = 0.1  # of the steps that the adapter was trained for
 LEAST_STEPS = 10
+ROWS = 3  # a step, for each of the training's
 LEARNING_RATE = 5e-4
 HELD_OUT = 16  # prompts whose answers are not learned from: what was won is measured on them
 TOGETHER = 32  # prompts that are answered at once
@@ -192,11 +193,12 @@ def _taught(job: _Job) -> tuple[Lesson, Lesson, Head]:
         if kept.rows and kept.share
         else []
     )
+    batch, pad = ROWS * recipe.train.batch, job.tokenizer.pad_token_id or 0
     lesson, held_out = (
-        Batches(rows, others, replace(recipe.train, steps=steps), kept, pad=job.tokenizer.pad_token_id or 0)
+        Batches(rows, others, replace(recipe.train, steps=steps, batch=batch), kept, pad=pad)
         for rows, others, steps in (
             (examples[HELD_OUT:], general, job.steps),
-            (examples[:HELD_OUT], [], math.ceil(HELD_OUT / recipe.train.batch)),
+            (examples[:HELD_OUT], [], math.ceil(HELD_OUT / batch)),
         )
     )
     adapted = PeftModel.from_pretrained(model, str(recipe.run / adapters.FOLDER))
@@ -219,7 +221,7 @@ def _answered(job: _Job, model: PreTrainedModel) -> list[Example]:
     """Return prompts of the task with the teacher's own answers."""
     recipe = job.recipe
     rows, _ = load_split(recipe.data)
-    chosen = spread(rows, HELD_OUT + recipe.train.batch * job.steps, recipe.train.seed)
+    chosen = spread(rows, HELD_OUT + ROWS * recipe.train.batch * job.steps, recipe.train.seed)
     prompting = task_prompting(recipe, job.ref)
     length = min(job.ref.context_length, CONTEXT)
     with TorchEngine(model, job.tokenizer, base_sha256=job.identity.base_sha256, context_length=length) as engine:
