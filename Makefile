@@ -28,8 +28,8 @@ venv: .venv/.installed ## make .venv with everything, in the tested versions
 demo: venv ## the whole way on a real small model, no GPU
 	$(BIN)/pitstop demo
 
-test: venv ## all tests
-	$(BIN)/pytest
+test: venv ## all tests, a file at a time on each of two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: venv ## style and import rules
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/lint-imports

@@ -46,14 +46,16 @@ def random_onnx_adapter(path: Path, graph: Path, seed: int, rank: int = 4, stren
 def built_graph(gguf: Path, precision: str, cache: Path) -> Path:
     """Return the graph of a base, built from its GGUF file once for every state of what builds it."""
     import pitstop.workshop.export as export
+    from pitstop.workshop.runs import exclusive
 
     code = sorted((Path(export.__path__[0]) / "onnx").glob("*.py"))
     key = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:16]
     folder = cache / f"onnx-{precision}-{key}"
-    if not (folder / "model.onnx").is_file():  # it comes last
-        for old in cache.glob(f"onnx-{precision}-*"):
-            shutil.rmtree(old)
-        _build(gguf, precision, folder)
+    with exclusive(cache, wait=True):
+        if not (folder / "model.onnx").is_file():  # it comes last
+            for old in cache.glob(f"onnx-{precision}-*"):
+                shutil.rmtree(old)
+            _build(gguf, precision, folder)
     return folder / "model.onnx"
 
 

@@ -26,6 +26,17 @@ def test_hashing_a_missing_file_is_broken_input(tmp_path: Path) -> None:
         files.sha256_file(tmp_path / "gone")
 
 
+def test_a_folder_that_another_made_first_stays(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        made = tmp_path / "scratch" / name
+        made.mkdir(parents=True)
+        (made / "file").write_text(name)
+        files.place_folder(made, tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_text() == "first"
+    with pytest.raises(StorageError):
+        files.place_folder(tmp_path / "gone", tmp_path / "nowhere")
+
+
 def test_a_file_is_replaced_whole_and_keeps_no_leftovers(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     files.write_bytes(path, b"old")

@@ -99,6 +99,20 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
         raise
 
 
+def place_folder(made: Path, target: Path) -> None:
+    """Give a finished folder its name; if another process made the same one first, that one stays.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        made.rename(target)
+    except OSError as error:
+        if not target.is_dir():
+            raise storage_error(error, target) from error
+    sync_folder(target.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, durably and at once.
 

@@ -15,7 +15,6 @@ from pitstop.workshop import base_model
 from pitstop.workshop.check import check
 from pitstop.workshop.export.export import export
 from pitstop.workshop.repair.repair import repair
-from pitstop.workshop.runs import exclusive
 from pitstop.workshop.train import train
 
 RECIPE = Path(forgetful.__file__).with_suffix(".toml")
@@ -26,8 +25,7 @@ DOCUMENTS = 48
 def project(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     be_quiet()
     prepared = cache_folder() / "tests" / "bases" / smollm2.NAME
-    with exclusive(prepared.parent, wait=True):
-        base_model.prepare(str(smollm2_gguf), prepared, license=smollm2.LICENSE, origin=smollm2.WHEEL.requirement)
+    base_model.prepare(str(smollm2_gguf), prepared, license=smollm2.LICENSE, origin=smollm2.WHEEL.requirement)
     monkeypatch.chdir(tmp_path)
     Path("bases").mkdir()
     Path("bases", smollm2.NAME).symlink_to(prepared)

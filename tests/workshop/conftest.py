@@ -22,7 +22,6 @@ from pitstop.demo import smollm2
 from pitstop.packages import cache_folder
 from pitstop.workshop import base_model, train
 from pitstop.workshop.export import export, llamacpp
-from pitstop.workshop.runs import exclusive
 from workbench import TEXTS, Project, TinyModel, light_rows
 
 SHAPE = {
@@ -45,8 +44,7 @@ def quiet() -> None:
 def base_folder(smollm2_gguf: Path) -> Path:
     """The real SmolLM2-135M-Instruct as a prepared base; kept between sessions."""
     folder = cache_folder() / "tests" / "bases" / smollm2.NAME
-    with exclusive(folder.parent, wait=True):
-        base_model.prepare(str(smollm2_gguf), folder, license=smollm2.LICENSE, origin=smollm2.WHEEL.requirement)
+    base_model.prepare(str(smollm2_gguf), folder, license=smollm2.LICENSE, origin=smollm2.WHEEL.requirement)
     return folder
 
 
@@ -101,11 +99,28 @@ def tiny_base(tiny_llama: TinyModel, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.fixture(scope="session")
+def onnx_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same base with ONNX artifacts beside the GGUF; a copy, since others count what the tiny one has."""
+    pytest.importorskip("onnxruntime_genai", reason="the onnx part is not installed")
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    shutil.copytree(tiny_base, folder)
+    base_model.prepare(str(folder / "hf"), folder, onnx=["fp32", "int8"])
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A folder with a base, a dataset and general rows, as the current one."""
     monkeypatch.chdir(tmp_path)
     return _project(tmp_path, tiny_base)
+
+
+@pytest.fixture
+def onnx_project(tmp_path: Path, onnx_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The same on a base that has ONNX artifacts too."""
+    monkeypatch.chdir(tmp_path)
+    return _project(tmp_path, onnx_base)
 
 
 def _project(folder: Path, base: Path) -> Project:

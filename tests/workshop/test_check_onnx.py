@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pitstop import records
-from pitstop.bundle.manifest import BaseRef, Bundle
+from pitstop.bundle.manifest import Bundle
 from pitstop.errors import UsageError
 from pitstop.files import sha256_file
 from pitstop.retention import suite as suites
@@ -19,22 +19,16 @@ from pitstop.workshop.recipe import load
 from workbench import TEXTS, Project
 
 
-@pytest.fixture(scope="module")
-def onnx_base(tiny_base: Path) -> BaseRef:
-    pytest.importorskip("onnxruntime_genai", reason="the onnx part is not installed")
-    return base_model.prepare(str(tiny_base / "hf"), tiny_base, onnx=["int8"])
-
-
 @pytest.fixture
-def both(project: Project, onnx_base: BaseRef) -> Project:
+def both(onnx_project: Project) -> Project:
     """A run that is exported for GGUF and for ONNX."""
     items = [TextItem(str(number), str(number), text) for number, text in enumerate(TEXTS)]
     mine = suites.make("mine", "text", items, license="CC0-1.0", source="made here", description="for a test")
     suites.save(mine, Path("suites", "mine"))
-    recipe = project.recipe(export={"also": ["int8"]}, check={"rows": 4, "max_new_tokens": 8})
+    recipe = onnx_project.recipe(export={"also": ["int8"]}, check={"rows": 4, "max_new_tokens": 8})
     train.train(recipe)
     export(recipe)
-    return project
+    return onnx_project
 
 
 def test_what_ships_for_onnx_is_measured_by_the_same_suites(both: Project) -> None:
@@ -61,17 +55,17 @@ def test_it_is_compared_and_packed_for_each(both: Project) -> None:
     assert {path.name for path in both.run.glob("parity*")} == {"parity.json", "parity-int8.json"}
 
 
-def test_a_base_is_packed_with_all_of_its_files(tiny_base: Path, onnx_base: BaseRef) -> None:
-    folder = pack(tiny_base, artifact="int8")
-    assert folder == tiny_base / "bundle-int8"
+def test_a_base_is_packed_with_all_of_its_files(onnx_base: Path) -> None:
+    folder = pack(onnx_base, artifact="int8")
+    assert folder == onnx_base / "bundle-int8"
     bundle = records.load_json(Bundle, folder / "bundle.json")
-    assert bundle.artifact.sha256 == bundle.base_sha256 == onnx_base.artifact("int8").sha256
+    assert bundle.artifact.sha256 == bundle.base_sha256 == base_model.load_ref(onnx_base).artifact("int8").sha256
     assert {"model.onnx.data", "tokenizer.json", "genai_config.json"} <= {part.name for part in bundle.parts}
     for artifact in bundle.artifacts:
         assert sha256_file(folder / artifact.name) == artifact.sha256
-    assert pack(tiny_base, artifact="int8") == folder
+    assert pack(onnx_base, artifact="int8") == folder
     assert records.load_json(Bundle, folder / "bundle.json") == bundle
-    assert pack(tiny_base).name == "bundle"
+    assert pack(onnx_base).name == "bundle"
 
 
 def test_what_is_not_there_is_told(both: Project) -> None:

@@ -27,57 +27,57 @@ from workbench import Project
 TEXT = "make the kitchen red"
 
 
-@pytest.fixture(scope="module")
-def onnx_base(tiny_base: Path) -> BaseRef:
-    return base_model.prepare(str(tiny_base / "hf"), tiny_base, onnx=["fp32", "int8"])
+@pytest.fixture
+def ref(onnx_base: Path) -> BaseRef:
+    return base_model.load_ref(onnx_base)
 
 
 @pytest.fixture
-def exported(project: Project, onnx_base: BaseRef) -> Exported:
-    recipe = project.recipe(export={"also": ["fp32", "int8"], "precision": "f32"})
+def exported(onnx_project: Project, ref: BaseRef) -> Exported:
+    recipe = onnx_project.recipe(export={"also": ["fp32", "int8"], "precision": "f32"})
     train.train(recipe)
     return export(recipe)
 
 
-def test_a_base_has_its_onnx_artifacts_beside_the_others(tiny_base: Path, onnx_base: BaseRef) -> None:
-    assert [artifact.precision for artifact in onnx_base.artifacts] == ["q8_0", "fp32", "int8"]
-    assert onnx_base.artifact("int8").format == "onnx"
-    path = base_model.artifact_path(tiny_base, onnx_base, "int8")
-    assert path == tiny_base / "onnx" / "int8" / "model.onnx"
-    sizes = {one.precision: base_model.bytes_of(tiny_base, one) for one in onnx_base.artifacts}
+def test_a_base_has_its_onnx_artifacts_beside_the_others(onnx_base: Path, ref: BaseRef) -> None:
+    assert [artifact.precision for artifact in ref.artifacts] == ["q8_0", "fp32", "int8"]
+    assert ref.artifact("int8").format == "onnx"
+    path = base_model.artifact_path(onnx_base, ref, "int8")
+    assert path == onnx_base / "onnx" / "int8" / "model.onnx"
+    sizes = {one.precision: base_model.bytes_of(onnx_base, one) for one in ref.artifacts}
     assert sizes["int8"] < 0.5 * sizes["fp32"]
-    assert base_model.prepare(str(tiny_base / "hf"), tiny_base, onnx=["int8"]) == onnx_base
+    assert base_model.prepare(str(onnx_base / "hf"), onnx_base, onnx=["int8"]) == ref
 
 
-def test_eight_bits_are_those_of_the_gguf(tiny_base: Path, onnx_base: BaseRef) -> None:
+def test_eight_bits_are_those_of_the_gguf(onnx_base: Path, ref: BaseRef) -> None:
     one, other = (
-        base_model.load_weights(tiny_base, onnx_base, precision="shipped", artifact=artifact).state_dict()
+        base_model.load_weights(onnx_base, ref, precision="shipped", artifact=artifact).state_dict()
         for artifact in ("q8_0", "int8")
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_changed_file_of_the_base_is_found(tiny_base: Path, onnx_base: BaseRef) -> None:
-    config = tiny_base / "onnx" / "fp32" / "genai_config.json"
+def test_a_changed_file_of_the_base_is_found(onnx_base: Path, ref: BaseRef) -> None:
+    config = onnx_base / "onnx" / "fp32" / "genai_config.json"
     before = config.read_text()
     config.write_text(before.replace("1.0", "1.5", 1))
     try:
         with pytest.raises(BrokenInput, match="not what was verified"):
-            base_model.artifact_path(tiny_base, onnx_base, "fp32")
+            base_model.artifact_path(onnx_base, ref, "fp32")
     finally:
         config.write_text(before)
 
 
-def test_a_precision_that_is_none_is_told(tiny_base: Path, onnx_base: BaseRef) -> None:
+def test_a_precision_that_is_none_is_told(onnx_base: Path, ref: BaseRef) -> None:
     with pytest.raises(UsageError, match="fp32, int8, int4"):
-        base_model.prepare(str(tiny_base / "hf"), tiny_base, onnx=["int3"])
+        base_model.prepare(str(onnx_base / "hf"), onnx_base, onnx=["int3"])
 
 
-def test_one_run_is_exported_for_every_artifact_it_names(exported: Exported, project: Project) -> None:
+def test_one_run_is_exported_for_every_artifact_it_names(exported: Exported, onnx_project: Project) -> None:
     assert [one.base for one in exported.also] == ["fp32", "int8"]
     assert {one.artifact.format for one in exported.also} == {"onnx"}
-    recipe = load(project.run)
+    recipe = load(onnx_project.run)
     ref = base_model.load_ref(recipe.base.folder)
     assert load_exported(recipe)[1].suffix == ".gguf"
     for one in exported.also:
@@ -87,11 +87,11 @@ def test_one_run_is_exported_for_every_artifact_it_names(exported: Exported, pro
             tokens = engine.tokenize(TEXT)
             moved = np.abs(engine.logits(tokens, Use("it")) - engine.logits(tokens)).max()
             assert moved > 0.1
-    assert export(project.run) == exported
+    assert export(onnx_project.run) == exported
 
 
-def test_an_artifact_that_the_base_does_not_have_is_told(project: Project, onnx_base: BaseRef) -> None:
-    recipe = project.recipe(export={"also": ["int4"]}, train={"steps": 1})
+def test_an_artifact_that_the_base_does_not_have_is_told(onnx_project: Project, ref: BaseRef) -> None:
+    recipe = onnx_project.recipe(export={"also": ["int4"]}, train={"steps": 1})
     train.train(recipe)
     with pytest.raises(RecordError, match="no int4 artifact"):
         export(recipe)
@@ -104,36 +104,36 @@ def test_an_export_of_an_older_pitstop_is_still_read() -> None:
     assert records.from_mapping(Exported, older).also == ()
 
 
-def test_training_on_what_onnx_runs(project: Project, onnx_base: BaseRef) -> None:
-    recipe = project.recipe(base={"artifact": "int8"})
+def test_training_on_what_onnx_runs(onnx_project: Project, ref: BaseRef) -> None:
+    recipe = onnx_project.recipe(base={"artifact": "int8"})
     train.train(recipe)
     exported = export(recipe)
     assert exported.artifact.format == "onnx"
-    assert exported.base_sha256 == onnx_base.artifact("int8").sha256
+    assert exported.base_sha256 == ref.artifact("int8").sha256
 
 
-def test_merged_it_is_a_model_of_its_own(project: Project, onnx_base: BaseRef) -> None:
-    recipe = project.recipe(base={"artifact": "fp32"}, export={"delivery": "merged"})
+def test_merged_it_is_a_model_of_its_own(onnx_project: Project, ref: BaseRef) -> None:
+    recipe = onnx_project.recipe(base={"artifact": "fp32"}, export={"delivery": "merged"})
     train.train(recipe)
     merged = merge(recipe)
-    graph = project.run / "merged" / "model.onnx"
+    graph = onnx_project.run / "merged" / "model.onnx"
     assert (merged.artifact.role, merged.artifact.format) == ("merged", "onnx")
-    assert read_onnx_graph(graph).metadata[BASE_KEY] == onnx_base.artifact("fp32").sha256
+    assert read_onnx_graph(graph).metadata[BASE_KEY] == ref.artifact("fp32").sha256
     assert sites(read_onnx_graph(graph)) == {}
     with (
         OnnxEngine(graph, base_sha256=merged.artifact.sha256, context_length=64, sequences=1, threads=1) as engine,
         torch.no_grad(),
     ):
         tokens = engine.tokenize(TEXT)
-        whole = AutoModelForCausalLM.from_pretrained(project.run / "merged" / "hf", dtype=torch.float32)
+        whole = AutoModelForCausalLM.from_pretrained(onnx_project.run / "merged" / "hf", dtype=torch.float32)
         assert np.abs(engine.logits(tokens) - whole(torch.tensor([tokens])).logits[0].numpy()).max() < 2e-3
     assert merge(recipe) == merged
     with pytest.raises(UsageError, match="attached adapters"):
-        load_shipped(load(project.run))
+        load_shipped(load(onnx_project.run))
 
 
-def test_the_sample_loop_of_onnxruntime_genai(exported: Exported, project: Project) -> None:
-    recipe = load(project.run)
+def test_the_sample_loop_of_onnxruntime_genai(exported: Exported, onnx_project: Project) -> None:
+    recipe = load(onnx_project.run)
     (file,) = (recipe.run / "export" / one.artifact.name for one in exported.also if one.base == "fp32")
     # From here on as in the library's own examples (model-generate.py, multi-LoRA).
     model = og.Model(str(recipe.base.folder / "onnx" / "fp32"))

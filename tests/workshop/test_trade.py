@@ -1,13 +1,12 @@
 """What is chosen of several artifacts: never one that is too far from what was trained, nor one that does not fit."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pitstop import profiles
 from pitstop.profiles import DeviceProfile
-from pitstop.workshop import base_model, train
+from pitstop.workshop import train
 from pitstop.workshop.export.export import export
 from pitstop.workshop.parity import TaskScore
 from pitstop.workshop.trade import Option, cells, choose, trade
@@ -47,16 +46,8 @@ def test_a_board_takes_what_it_runs_and_has_room_for() -> None:
     assert "int8 takes 149 MB" in reasons[1]
 
 
-@pytest.fixture(scope="module")
-def with_onnx(tiny_base: Path) -> Path:
-    base_model.prepare(str(tiny_base / "hf"), tiny_base, onnx=["int8"])
-    return tiny_base
-
-
-def test_a_run_is_measured_on_every_artifact(
-    with_onnx: Path, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = project.recipe(export={"also": ["int8"], "parity_kl": 0.05}, check={"rows": 6, "max_new_tokens": 12})
+def test_a_run_is_measured_on_every_artifact(onnx_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = onnx_project.recipe(export={"also": ["int8"], "parity_kl": 0.05}, check={"rows": 6, "max_new_tokens": 12})
     train.train(recipe)
     export(recipe)
     result = trade(recipe)
@@ -64,7 +55,7 @@ def test_a_run_is_measured_on_every_artifact(
     assert all(0 < one.kl_nats_per_token < 0.05 for one in result.options)
     assert all(one.decode_tokens_per_s > 0 and one.prefill_tokens_per_s > 0 for one in result.options)
     assert result.chosen in ("q8_0", "int8")
-    html = (project.run / "export" / "trade.html").read_text()
+    html = (onnx_project.run / "export" / "trade.html").read_text()
     assert html == page(result)
     assert all(cell in html for one in result.options for cell in cells(one))
 

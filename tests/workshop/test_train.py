@@ -113,7 +113,7 @@ def test_what_does_not_decide_the_training_does_not_repeat_it(project: Project) 
     train(project.recipe(**changes))
     begun = written(project.run)
     base_model.prepare(str(base), base, precisions=["q8_0", "q4_0"])
-    assert len(base_model.load_ref(base).artifacts) == 2
+    assert len(base_model.load_ref(base).artifacts) == 2, "the one it has and one more"
     train(project.recipe(**changes, scale=0.5, version="1.0.1"))
     assert written(project.run) == begun
     assert recipes.load(project.run).scale == 0.5, "the run keeps the recipe as it is now"

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from pitstop.errors import BrokenInput
+from pitstop.files import place_folder
 from pitstop.packages import cache_folder
 
 
@@ -34,7 +35,7 @@ def _download(package: str, holds: str, target: Path) -> None:
         _run(["dpkg-deb", "-x", found.name, "unpacked"], package, folder)
         if not (Path(folder) / "unpacked" / holds).is_file():
             raise BrokenInput(f"the {package} package holds no {Path(holds).name}")
-        (Path(folder) / "unpacked").rename(target)
+        place_folder(Path(folder) / "unpacked", target)
 
 
 def _run(command: list[str], package: str, folder: str) -> None:

@@ -37,6 +37,7 @@ from pitstop.errors import BrokenInput, UsageError
 from pitstop.files import sha256_file, write_bytes
 from pitstop.workshop.export import llamacpp
 from pitstop.workshop.export.onnx import PRECISIONS, build_base, load_shipped
+from pitstop.workshop.runs import exclusive
 from pitstop.workshop.training import frozen
 
 BASE_FILE = "base.json"
@@ -64,7 +65,13 @@ def prepare(
         FormatError: a damaged GGUF file.
         BrokenInput: weights that cannot be read or converted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, wait=True):
+        return _prepare(source, folder, precisions, onnx, license, origin)
+
+
+def _prepare(
+    source: str, folder: Path, precisions: Sequence[str], onnx: Sequence[str], license: str, origin: str | None
+) -> BaseRef:
     path = Path(source)
     known = _known(folder)
     if known is None:
@@ -169,13 +176,14 @@ def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
     source = artifact_path(folder, ref, precision)
     target = folder / "shipped" / precision
     done = target / "artifact.sha256"
-    if not done.is_file() or done.read_text() != ref.artifact(precision).sha256:
-        if ref.artifact(precision).format == "onnx":
-            model = load_shipped(folder / "hf", source, torch.bfloat16)
-        else:
-            model = _read_gguf_weights(source, torch.bfloat16)
-        model.save_pretrained(target, max_shard_size="1000GB")
-        write_bytes(done, ref.artifact(precision).sha256.encode())
+    with exclusive(target, wait=True):  # the processes of one training, and trainings side by side, share it
+        if not done.is_file() or done.read_text() != ref.artifact(precision).sha256:
+            if ref.artifact(precision).format == "onnx":
+                model = load_shipped(folder / "hf", source, torch.bfloat16)
+            else:
+                model = _read_gguf_weights(source, torch.bfloat16)
+            model.save_pretrained(target, max_shard_size="1000GB")
+            write_bytes(done, ref.artifact(precision).sha256.encode())
     return target
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from pitstop.errors import BrokenInput, MissingExtra
-from pitstop.files import sync_folder
+from pitstop.files import place_folder
 from pitstop.packages import Pinned, cache_folder, fetch
 
 SDISTS = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}  # version -> sha256
@@ -46,8 +46,7 @@ def converter_folder() -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            unpack(Path(scratch, "converters"), SCRIPTS).rename(folder)
-        sync_folder(folder.parent)
+            place_folder(unpack(Path(scratch, "converters"), SCRIPTS), folder)
     return folder
 
 

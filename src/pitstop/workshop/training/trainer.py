@@ -1,7 +1,6 @@
 """transformers' Trainer with our loss and our way through a batch: in parts that fit, alike on every process."""
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 
 from pitstop.engines.activation import Activation
 from pitstop.engines.invocation import active_from
@@ -173,19 +172,12 @@ def make(
     """
     if recipe.train.gradient_checkpointing:
         adapted.activation_checkpointing_enable({"use_reentrant": False})
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(recipe.run / "tensorboard"))
-    try:
-        callbacks = [kind() for kind in get_reporting_integration_callbacks(list(report_to))]
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"cannot report to {', '.join(report_to)}: {error}", cure="install it, or leave --report-to out"
-        ) from error
     trainer = AnchoredTrainer(
         adapted,
         _arguments(recipe),
         data_collator=lambda rows: rows[0],
         train_dataset=batches,
-        callbacks=callbacks,
+        callbacks=_reporters(recipe, report_to),
         weights=Weights(recipe.retain.kl, recipe.retain.replay),
         activation=activation,
         invocation=invocation,
@@ -193,6 +185,19 @@ def make(
     )
     trainer.remove_callback(PrinterCallback)  # the progress line says it
     return trainer
+
+
+def _reporters(recipe: Recipe, report_to: Sequence[str]) -> list[TrainerCallback]:
+    try:
+        reporters = [kind() for kind in get_reporting_integration_callbacks(list(report_to))]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"cannot report to {', '.join(report_to)}: {error}", cure="install it, or leave --report-to out"
+        ) from error
+    for reporter in reporters:
+        if isinstance(reporter, TensorBoardCallback) and reporter.logging_dir is None:
+            reporter.logging_dir = str(recipe.run / "tensorboard")
+    return reporters
 
 
 def _arguments(recipe: Recipe) -> TrainingArguments:
