@@ -7,7 +7,9 @@ EXTRAS := device,workshop,data,ray,publish,demo,dev
 # half of what there is to compile.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
-.PHONY: help venv demo test lint types bench clean
+WEB := src/pitstop/device/web
+
+.PHONY: help venv demo web test lint types bench clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -27,6 +29,14 @@ venv: .venv/.installed ## make .venv with everything, in the tested versions
 
 demo: venv ## the whole way on a real small model, no GPU
 	$(BIN)/pitstop demo
+
+web: venv $(WEB)/node_modules/.package-lock.json ## the page for phones, into $(WEB)/dist
+	$(WEB)/node_modules/.bin/tsc -p $(WEB)
+	$(BIN)/python tools/build_web_engine.py
+
+$(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is needed: apt-get install nodejs npm (on Debian), then again"; exit 1; }
+	npm --prefix $(WEB) ci
 
 test: venv ## all tests, a file at a time on each of two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
