@@ -13,6 +13,8 @@
 
 #include <emscripten.h>
 
+#include <algorithm>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -85,8 +87,7 @@ EMSCRIPTEN_KEEPALIVE void engine_free() {
     context = nullptr, threadpool = nullptr, model = nullptr;
 }
 
-EMSCRIPTEN_KEEPALIVE int engine_load(
-    const char * path, int context_length, int sequences, int batch_size, int threads) {
+EMSCRIPTEN_KEEPALIVE int engine_load(const char * path) {
     llama_log_set(on_log, nullptr);
     return guarded(-1, [&] {
         auto params = llama_model_default_params();
@@ -94,6 +95,18 @@ EMSCRIPTEN_KEEPALIVE int engine_load(
         model = llama_model_load_from_file(path, params);
         if (!model) return -1;
         vocabulary = llama_model_get_vocab(model);
+        return 0;
+    });
+}
+
+// About what one token of a conversation takes of memory: keys and values of 16 bits in every layer.
+EMSCRIPTEN_KEEPALIVE int engine_token_bytes() {
+    int head = llama_model_n_embd(model) / std::max(llama_model_n_head(model), 1);
+    return llama_model_n_layer(model) * llama_model_n_head_kv(model) * head * 2 * 2;
+}
+
+EMSCRIPTEN_KEEPALIVE int engine_open(int context_length, int sequences, int batch_size, int threads) {
+    return guarded(-1, [&] {
         open_context(context_length, sequences, batch_size, threads);
         return 0;
     });
@@ -175,9 +188,8 @@ struct sampler {
             llama_sampler_apply(chain, &array);
             return array.data[array.selected].id;
         }
-        auto likeliest = array.data[0];
-        for (size_t i = 1; i < array.size; i++) likeliest = array.data[i].logit > likeliest.logit ? array.data[i] : likeliest;
-        return likeliest.id;
+        auto less = [](const auto & one, const auto & other) { return one.logit < other.logit; };
+        return std::max_element(array.data, array.data + array.size, less)->id;
     }
 
     bool fits(llama_token token) {
