@@ -18,9 +18,9 @@ import pytest
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
 from pitstop import records
-from pitstop.bundle.manifest import Artifact, Bundle, Prompting
+from pitstop.bundle.manifest import PIECE, Artifact, ArtifactRole, Bundle, Prompting
 from pitstop.device import download
-from pitstop.files import sha256_file
+from pitstop.files import sha256_file, sha256_pieces
 from pitstop.repository import keys, publish
 from pitstop.repository.metadata import stored_path
 
@@ -66,7 +66,7 @@ def base_bundle(folder: Path, *, seed: int = 0, rows: int = 32, counter: int = 1
     """Make a base bundle in a folder; ``rows`` sets its size (128 bytes each)."""
     folder.mkdir(parents=True)
     path = write_base(folder / f"{name}.gguf", seed, rows)
-    artifact = Artifact("base", "gguf", "f32", path.name, sha256_file(path), path.stat().st_size)
+    artifact = _artifact("base", path)
     return write_bundle(folder, _bundle("base", name, counter, artifact, artifact.sha256))
 
 
@@ -75,8 +75,13 @@ def adapter_bundle(folder: Path, base: Path, *, seed: int = 0, counter: int = 1,
     folder.mkdir(parents=True)
     base_file = artifact_of(base)
     path = write_adapter(folder / f"{name}.gguf", base_file, seed, rows=rows_of(base_file))
-    artifact = Artifact("adapter", "gguf", "f32", path.name, sha256_file(path), path.stat().st_size)
+    artifact = _artifact("adapter", path)
     return write_bundle(folder, _bundle("adapter", name, counter, artifact, sha256_file(base_file)))
+
+
+def _artifact(role: ArtifactRole, path: Path) -> Artifact:
+    sha256, pieces = sha256_pieces(path, PIECE)
+    return Artifact(role, "gguf", "f32", path.name, sha256, path.stat().st_size, pieces)
 
 
 def _bundle(kind: Any, name: str, counter: int, artifact: Artifact, base_sha256: str) -> Bundle:

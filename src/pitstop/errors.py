@@ -13,6 +13,7 @@
         ├── DatasetError          a row of a dataset or suite
         ├── BaseMismatch          an adapter and a base that do not belong together
         ├── Untrusted             metadata or bytes that fail verification
+        │   └── WrongPiece        a piece of a file on its way in
         └── StorageError          the disk refused: full, read-only, unreadable
 
 Foreign exceptions are translated where the foreign library is called, and nowhere else.
@@ -99,6 +100,10 @@ class BaseMismatch(BrokenInput):
 
 class Untrusted(BrokenInput):
     """Metadata or bytes that fail verification."""
+
+
+class WrongPiece(Untrusted):
+    """A piece of a file that is not what was signed for: it is gone, what came before it stays."""
 
 
 class StorageError(BrokenInput):

@@ -28,6 +28,25 @@ def sha256_file(path: Path) -> str:
         raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
 
 
+def sha256_pieces(path: Path, length: int) -> tuple[str, tuple[str, ...]]:
+    """Return the digest of a file and that of each piece of this length, a multiple of `CHUNK`; it is read once.
+
+    Raises:
+        BrokenInput: the file is missing or cannot be read.
+    """
+    whole, pieces = hashlib.sha256(), []
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                if (file.tell() - len(chunk)) % length == 0:
+                    pieces.append(hashlib.sha256())
+                whole.update(chunk)
+                pieces[-1].update(chunk)
+    except OSError as error:
+        raise BrokenInput(f"cannot read {path.name}: {error.strerror}", where=path) from error
+    return whole.hexdigest(), tuple(piece.hexdigest() for piece in pieces)
+
+
 def _sha256(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(CHUNK):

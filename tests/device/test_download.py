@@ -2,16 +2,18 @@
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tuf.api.exceptions import DownloadError, DownloadHTTPError
 
-from delivery import Publisher, Reply, Server, artifact_of, bundle_of
-from pitstop.bundle.manifest import Artifact
+from delivery import Publisher, Reply, Server, artifact_of, bundle_of, serve
+from pitstop.bundle.manifest import PIECE, Artifact
 from pitstop.device.download import RETRIES, fetch_blob, open_source
 from pitstop.device.store import Store
-from pitstop.errors import BrokenInput, UsageError
+from pitstop.errors import BrokenInput, UsageError, WrongPiece
+from pitstop.files import CHUNK
 
 ROWS = 4096  # a base of half a MB
 
@@ -109,6 +111,85 @@ def test_gives_up_and_keeps_what_came(store: Store, server: Server, artifact: Ar
 def test_what_a_power_cut_garbled_is_fetched_anew(store: Store, server: Server, artifact: Artifact) -> None:
     (store.root / "partial" / artifact.sha256).write_bytes(bytes(5000))
     assert fetch(store, server.url, artifact) == artifact.size - 5000 + artifact.size
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
+    """A repository with a blob of three pieces, the last one short."""
+    publisher = Publisher(tmp_path_factory.mktemp("large"))
+    base = publisher.base(rows=3 * PIECE // 128 - 50_000)
+    publisher.publish(base)
+    artifact = bundle_of(base).artifacts[0]
+    assert len(artifact.pieces) == 3
+    return publisher.repository, artifact
+
+
+def begin(store: Store, repository: Path, artifact: Artifact, size: int, flipped: int | None = None) -> None:
+    """Leave what an earlier run may have: the first bytes, with one of them changed."""
+    data = bytearray((repository / "blobs/sha256" / artifact.sha256).read_bytes()[:size])
+    if flipped is not None:
+        data[flipped] ^= 1
+    (store.root / "partial" / artifact.sha256).write_bytes(data)
+
+
+@pytest.mark.parametrize("begun", [edge + by for edge in (PIECE, 2 * PIECE) for by in (-1, 0, 1)])
+def test_a_cut_at_the_edge_of_a_piece_costs_nothing(store: Store, large: tuple[Path, Artifact], begun: int) -> None:
+    repository, artifact = large
+    begin(store, repository, artifact, begun)
+    assert fetch(store, str(repository), artifact) == artifact.size - begun
+
+
+@pytest.mark.parametrize("flipped", [0, PIECE - 1, PIECE, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 999])
+def test_a_byte_lost_in_what_is_here_costs_its_piece(store: Store, large: tuple[Path, Artifact], flipped: int) -> None:
+    """What comes after it is not looked at; the piece under way is found wrong once it is whole."""
+    repository, artifact = large
+    begun = 2 * PIECE + 1000
+    begin(store, repository, artifact, begun, flipped)
+    start = flipped // PIECE * PIECE
+    rest_first = artifact.size - begun if start == 2 * PIECE else 0
+    assert fetch(store, str(repository), artifact) == rest_first + artifact.size - start
+
+
+@pytest.mark.parametrize("piece", [0, 1, 2])
+def test_a_piece_that_comes_wrong_is_fetched_again(store: Store, large: tuple[Path, Artifact], piece: int) -> None:
+    repository, artifact = large
+    wrong = iter([True])
+
+    def flip(reply: Reply) -> None:
+        if next(wrong, False):
+            reply.body = flipped_at(reply.body, piece * PIECE + 5)
+
+    with serve(repository) as server:
+        server.on_blob = flip
+        received = fetch(store, server.url, artifact)
+    assert received <= artifact.size + PIECE + CHUNK  # a chunk may reach into the next piece
+    assert server.ranges == ["", f"bytes={piece * PIECE}-" if piece else ""]
+
+
+def test_a_piece_that_stays_wrong_ends_it_and_costs_no_other(store: Store, large: tuple[Path, Artifact]) -> None:
+    repository, artifact = large
+
+    def flip(reply: Reply) -> None:
+        start = artifact.size - len(reply.body)
+        reply.body = flipped_at(reply.body, PIECE + 5 - start)
+
+    with serve(repository) as server:
+        server.on_blob = flip
+        with pytest.raises(WrongPiece, match="piece 2 of 3 of tiny"):
+            fetch(store, server.url, artifact)
+        assert server.ranges == ["", f"bytes={PIECE}-"]
+        server.on_blob = None
+        assert fetch(store, server.url, artifact) == artifact.size - PIECE
+
+
+def test_a_manifest_without_pieces_is_fetched_whole(store: Store, large: tuple[Path, Artifact]) -> None:
+    repository, artifact = large
+    begin(store, repository, artifact, PIECE + 1)
+    assert fetch(store, str(repository), replace(artifact, pieces=())) == artifact.size - PIECE - 1
+
+
+def flipped_at(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def test_a_blob_the_publisher_forgot(store: Store, server: Server, artifact: Artifact, publisher: Publisher) -> None:

@@ -191,7 +191,8 @@ def test_a_model_file_no_loader_should_see(publisher: Publisher, server: Server,
     folder = publisher.adapter(base)
     data = artifact_of(folder).read_bytes().replace(b"lora_b", b"lora_c")
     artifact_of(folder).write_bytes(data)
-    artifact = replace(bundle_of(folder).artifacts[0], sha256=hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    artifact = replace(bundle_of(folder).artifacts[0], sha256=sha256, pieces=(sha256,))
     change_bundle(folder, artifacts=(artifact,))
     publisher.publish(base, folder)
     with pytest.raises(FormatError):

@@ -56,6 +56,10 @@ class RecordingDisk(Disk):
         self.steps.append(Step("append", path, data))
         super().append(path, data)
 
+    def truncate(self, path: Path, size: int) -> None:
+        self.steps.append(Step("write", path, path.read_bytes()[:size]))
+        super().truncate(path, size)
+
     def sync(self, path: Path) -> None:
         if self.syncs_files:
             self.steps.append(Step("sync", path))

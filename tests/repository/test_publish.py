@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
 
 from delivery import Forger, Publisher, artifact_of, bundle_of, change_bundle, tree
+from pitstop.bundle.manifest import PIECE
 from pitstop.errors import BaseMismatch, BrokenInput, Busy, RecordError, Untrusted, UsageError
 from pitstop.files import sha256_file
 from pitstop.repository import keys, metadata
@@ -130,6 +132,16 @@ def test_a_channel_without_a_base_or_with_two(publisher: Publisher) -> None:
     assert not publisher.repository.exists()
     with pytest.raises(RecordError, match="exactly one base"):
         publisher.publish(base, publisher.base(name="other"))
+
+
+def test_pieces_that_are_not_the_artifacts(publisher: Publisher) -> None:
+    base = publisher.base(rows=PIECE // 128 + 1)
+    artifact = bundle_of(base).artifact
+    change_bundle(base, artifacts=(replace(artifact, pieces=artifact.pieces[::-1]),))
+    with pytest.raises(BrokenInput, match="the pieces of tiny"):
+        publisher.publish(base)
+    change_bundle(base, artifacts=(artifact,))
+    assert publisher.publish(base).changed
 
 
 def test_an_artifact_that_is_not_the_manifests(publisher: Publisher) -> None:

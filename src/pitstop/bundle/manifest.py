@@ -15,6 +15,8 @@ from pitstop.errors import RecordError
 ArtifactRole = Literal["base", "adapter", "merged", "part"]
 BundleKind = Literal["base", "adapter"]
 
+PIECE = 16 << 20  # bytes of a file that are verified, and fetched again, at once
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
@@ -30,6 +32,7 @@ class Artifact:
     name: str  # file name inside the run or base folder
     sha256: str  # 64 lower-case hex digits
     size: int  # bytes
+    pieces: tuple[str, ...] = ()  # SHA-256 of each PIECE of the file, the last one shorter; empty in older manifests
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
             problems.append(f"artifacts[{index}].sha256: {artifact.sha256!r} is no SHA-256")
         if artifact.size < 1:
             problems.append(f"artifacts[{index}].size: {artifact.size} must be 1 or more bytes")
+        if artifact.pieces and (problem := _wrong_pieces(artifact)):
+            problems.append(f"artifacts[{index}].pieces: {problem}")
         if "/" in artifact.name or "\\" in artifact.name or artifact.name in ("", ".", ".."):
             problems.append(f"artifacts[{index}].name: {artifact.name!r} must be a plain file name")
     if bundle.kind == "base" and bundle.base_sha256 not in {artifact.sha256 for artifact in bundle.artifacts}:
@@ -142,6 +147,17 @@ def check_bundle(bundle: Bundle, *, where: object = None) -> Bundle:
     if problems:
         raise RecordError(problems, where=where)
     return bundle
+
+
+def _wrong_pieces(artifact: Artifact) -> str | None:
+    count = -(-artifact.size // PIECE)
+    if len(artifact.pieces) != count:
+        return f"{len(artifact.pieces)} of them, {artifact.size} bytes make {count}"
+    if not all(map(is_sha256, artifact.pieces)):
+        return "one is no SHA-256"
+    if count == 1 and artifact.pieces != (artifact.sha256,):
+        return "the only one must be the digest of the file"
+    return None
 
 
 def is_sha256(text: str) -> bool:

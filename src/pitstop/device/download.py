@@ -18,7 +18,7 @@ from tuf.ngclient import FetcherInterface
 from pitstop import __version__
 from pitstop.bundle.manifest import Artifact
 from pitstop.device.incoming import Incoming
-from pitstop.errors import BrokenInput, Untrusted, UsageError
+from pitstop.errors import BrokenInput, Untrusted, UsageError, WrongPiece
 from pitstop.files import CHUNK
 
 BASE = "repository:/"  # stands for the repository in the addresses python-tuf makes
@@ -129,7 +129,7 @@ def open_source(url: str) -> Source:
 
 
 def fetch_blob(source: Source, artifact: Artifact, incoming: Incoming, on_bytes: Callable[[int], None]) -> None:
-    """Bring a blob into the store, from where it stopped before.
+    """Bring a blob into the store, from where it stopped before; a piece that came wrong is fetched once more.
 
     Raises:
         Untrusted: the repository serves other bytes than those signed for.
@@ -137,16 +137,16 @@ def fetch_blob(source: Source, artifact: Artifact, incoming: Incoming, on_bytes:
         UsageError: the repository cannot be reached; what came is kept.
         StorageError: the disk refused; what came is kept.
     """
-    was_begun = incoming.size > 0
-    _fill(source, artifact, incoming, on_bytes)
-    try:
-        incoming.finish()
-    except Untrusted:
-        if not was_begun:
-            raise
-        # What an earlier run left may have lost bytes in a power cut: once more, from nothing.
-        _fill(source, artifact, incoming, on_bytes)
-        incoming.finish()
+    wrong_at = None
+    while incoming.size < artifact.size:
+        try:
+            _fill(source, artifact, incoming, on_bytes)
+        except WrongPiece:
+            # Some of it may be what an earlier run left, and have lost bytes in a power cut.
+            if incoming.size == wrong_at:
+                raise
+            wrong_at = incoming.size
+    incoming.finish()
 
 
 def unreachable(source: Source, error: Exception) -> UsageError:
@@ -187,8 +187,8 @@ def _attempt(
         if answer.start != incoming.size:
             raise DownloadError("the server answered with another part than asked for")
         for chunk in answer.chunks:
-            incoming.append(chunk)
             on_bytes(len(chunk))
+            incoming.append(chunk)
     except DownloadHTTPError as error:
         if error.status_code not in _TEMPORARY:
             raise BrokenInput(

@@ -46,6 +46,10 @@ class Disk:
         """Add bytes at the end of a file, which need not exist."""
         self._do(path, lambda: _write(path, os.O_APPEND, data))
 
+    def truncate(self, path: Path, size: int) -> None:
+        """Forget the bytes of a file from there on."""
+        self._do(path, lambda: os.truncate(path, size))
+
     def sync(self, path: Path) -> None:
         """Make the content of a file durable."""
         self._do(path, lambda: _sync(path))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pitstop import records
 from pitstop.bundle.channel import Channel, Pin, channel_path, check_release, is_channel_name, manifest_path
-from pitstop.bundle.manifest import Artifact, Bundle, check_bundle
+from pitstop.bundle.manifest import PIECE, Artifact, Bundle, check_bundle
 from pitstop.errors import BrokenInput, Busy, UsageError
 from pitstop.files import CHUNK, replacing, storage_error
 from pitstop.progress import Advance, progress
@@ -175,10 +175,13 @@ def _add_blobs(repository: Path, folders: Sequence[Path], bundles: Sequence[Bund
 
 
 def _add_blob(repository: Path, source: Path, artifact: Artifact, advance: Advance) -> None:
-    digest = hashlib.sha256()
+    digest, pieces = hashlib.sha256(), []
     with replacing(_blob(repository, artifact)) as blob:
         for chunk in _read(source):
+            if blob.tell() % PIECE == 0:
+                pieces.append(hashlib.sha256())
             digest.update(chunk)
+            pieces[-1].update(chunk)
             blob.write(chunk)
             advance(len(chunk) / MEGA, artifact.name)
         if digest.hexdigest() != artifact.sha256 or blob.tell() != artifact.size:
@@ -188,6 +191,9 @@ def _add_blob(repository: Path, source: Path, artifact: Artifact, advance: Advan
                 where=source,
                 cure="pack the bundle again",
             )
+        if artifact.pieces and artifact.pieces != tuple(piece.hexdigest() for piece in pieces):
+            what = f"the pieces of {artifact.name} are not those its manifest names"
+            raise BrokenInput(what, where=source, cure="pack the bundle again")
 
 
 def _read(source: Path) -> Iterator[bytes]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pitstop import records
 from pitstop.bundle.formats import read_onnx_graph
-from pitstop.bundle.manifest import Artifact, Bundle, check_bundle
+from pitstop.bundle.manifest import PIECE, Artifact, Bundle, check_bundle
 from pitstop.bundle.onnx import parts
-from pitstop.errors import Refused, UsageError
-from pitstop.files import replacing, sha256_file
+from pitstop.errors import Refused, Untrusted, UsageError
+from pitstop.files import replacing, sha256_file, sha256_pieces
 from pitstop.retention.report import RetentionReport, regate
 from pitstop.retention.suite import load_all
 from pitstop.workshop import adapter as adapters
@@ -163,6 +163,8 @@ def _changed_suites(recipe: Recipe, report: RetentionReport) -> list[str]:
 
 def _write(bundle: Bundle, files: Mapping[Artifact, Path], folder: Path, counter: int | None) -> Path:
     """Write the bundle folder, the manifest last; a changed bundle gets a higher counter than the one before."""
+    files = {_with_pieces(artifact, path): path for artifact, path in files.items()}
+    bundle = replace(bundle, artifacts=tuple(files))
     before = _before(folder)
     if counter is None:
         changed = before is not None and replace(bundle, counter=before.counter) != before
@@ -180,6 +182,13 @@ def _write(bundle: Bundle, files: Mapping[Artifact, Path], folder: Path, counter
             other.unlink()
     records.save_json(bundle, folder / MANIFEST_FILE)
     return folder
+
+
+def _with_pieces(artifact: Artifact, path: Path) -> Artifact:
+    found, pieces = sha256_pieces(path, PIECE)
+    if found != artifact.sha256:
+        raise Untrusted(f"{path.name} changed while it was packed", where=path, cure="pack it again")
+    return replace(artifact, pieces=pieces)
 
 
 def _is(path: Path, artifact: Artifact) -> bool:
