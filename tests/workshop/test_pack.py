@@ -26,7 +26,7 @@ from pitstop.workshop.check import REPORT_FILE
 from pitstop.workshop.export.export import load_exported
 from pitstop.workshop.merge import merge
 from pitstop.workshop.pack import pack
-from pitstop.workshop.parity import PARITY_FILE, Parity, TaskScore
+from pitstop.workshop.parity import PARITY_FILE, Causes, Parity, TaskScore
 from pitstop.workshop.train import train
 from workbench import Project
 
@@ -109,6 +109,8 @@ def write_parity(exported: Project) -> Callable[..., Parity]:
             shipped=score,
             base=TaskScore(0.0, 0.0),
             allowed_kl=0.01,
+            causes=Causes(0.001, 0.0),
+            cause="",
         )
         parity = replace(parity, **changes)
         records.save_json(parity, recipe.run / PARITY_FILE)

@@ -239,7 +239,8 @@ def parity(recipe: Recipe, artifact: BaseArtifact = None, force: Force = False, 
     result = stage.parity(recipe, artifact=artifact, force=force)
     near = f"KL {result.kl_nats_per_token:.4f} nats per token, same first choice {result.top1_agreement:.1%}"
     exact = f"exact answers: trained {result.trained.exact:.1%}, shipped {result.shipped.exact:.1%}"
-    finish(result, f"{near} of {result.tokens} tokens; {exact}, base {result.base.exact:.1%}", json)
+    scores = f"{near} of {result.tokens} tokens; {exact}, base {result.base.exact:.1%}"
+    finish(result, f"{scores}\nwhat there is of a difference comes mostly from {result.cause}", json)
 
 
 @app.command(rich_help_panel=BUILD)

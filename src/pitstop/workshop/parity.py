@@ -3,6 +3,7 @@
 Leaves `runs/<name>/parity.json`.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import Identity
 from pitstop.workshop.check import checked, open_shipped, open_trained, sampling, task_rows
+from pitstop.workshop.export.export import write_adapter
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped, result_file
 
 PARITY_FILE = "parity.json"
 KL_ROWS = 40  # held-out rows whose expected answers are compared token by token
+EXACT = "in 32-bit floats"  # the name under which the same adapter is loaded to see what its precision costs
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,22 @@ class TaskScore:
 
     exact: float  # answers equal to the expected one
     field_f1: float  # micro-F1 over the fields of JSON answers
+
+
+@dataclass(frozen=True)
+class Causes:
+    """Where a difference comes from: each part by itself, as mean KL in nats per token on the same answer tokens."""
+
+    base: float  # the base as it was trained on || the base that ships, both without an adapter
+    precision: float | None  # the adapter file in 32-bit floats || as it ships; None: it is in these, or is merged
+
+    def largest(self, whole: float, *, trained_on: str, delivery: str) -> str:
+        """Return in words what most of a difference of ``whole`` nats per token comes from."""
+        if self.precision is not None and self.precision > max(self.base, whole / 2):
+            return "the adapter file's own precision"
+        if self.base > whole / 2:
+            return "the swap of bases" if trained_on != "shipped" else "the quantized arithmetic of the engine"
+        return "quantizing the sum of base and adapter" if delivery == "merged" else "the conversion"
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,8 @@ class Parity:
     shipped: TaskScore
     base: TaskScore  # the shipped base without an adapter
     allowed_kl: float  # nats per token
+    causes: Causes
+    cause: str  # what most of the difference comes from
 
     @property
     def passed(self) -> bool:
@@ -86,7 +107,7 @@ def parity(path: Path, *, artifact: str | None = None, force: bool = False) -> P
     if not result.passed:
         raise Refused(
             f"what ships differs from the trained adapter by {result.kl_nats_per_token:.4f} nats per token, "
-            f"more than the {result.allowed_kl} allowed",
+            f"more than the {result.allowed_kl} allowed; most of it comes from {result.cause}",
             where=done,
             cure=too_far(recipe),
         )
@@ -106,7 +127,9 @@ def _compare(
     uses = Use(recipe.name, recipe.scale), ships.use(recipe.name)
     report = checked(recipe, identity, rows)
     with open_trained(recipe, ref) as trained, open_shipped(recipe, ref, ships) as shipped:
-        kl, agreement, tokens = compare_answers(trained, shipped, uses, rows[:KL_ROWS], ref.prompting.eos_token)
+        eos = ref.prompting.eos_token
+        kl, agreement, tokens = compare_answers(trained, shipped, uses, rows[:KL_ROWS], eos)
+        causes = _causes(recipe, ref, ships, trained, shipped, rows[:KL_ROWS])
         return Parity(
             inputs=inputs,
             adapter_sha256=identity.adapter_sha256,
@@ -121,7 +144,27 @@ def _compare(
             shipped=score(shipped, rows, uses[1], recipe),
             base=score(shipped, rows, PLAIN_BASE, recipe),
             allowed_kl=recipe.export.parity_kl,
+            causes=causes,
+            cause=causes.largest(kl, trained_on=recipe.base.precision, delivery=recipe.export.delivery),
         )
+
+
+def _causes(
+    recipe: Recipe, ref: BaseRef, ships: Shipped, trained: Engine, shipped: Engine, rows: Sequence[TaskRow]
+) -> Causes:
+    """Measure each part of the way by itself."""
+    eos = ref.prompting.eos_token
+    base, _, _ = compare_answers(trained, shipped, (PLAIN_BASE, PLAIN_BASE), rows, eos)
+    if ships.artifact.role == "merged" or ships.artifact.precision == "f32":
+        return Causes(round(base, 6), None)
+    path = base_model.artifact_path(recipe.base.folder, ref, ships.base)
+    with tempfile.TemporaryDirectory() as folder:
+        exact = write_adapter(recipe, ships.artifact.format, path, ships.base_sha256, Path(folder), "f32")
+        shipped.load_adapter(EXACT, exact)
+        uses = Use(EXACT, ships.scale), ships.use(recipe.name)
+        precision, _, _ = compare_answers(shipped, shipped, uses, rows, eos)
+        shipped.unload_adapter(EXACT)
+    return Causes(round(base, 6), round(precision, 6))
 
 
 def compare_answers(
@@ -130,7 +173,7 @@ def compare_answers(
     """Return mean KL(trained || shipped), top-1 agreement and the number of answer tokens compared."""
     kl: list[np.ndarray] = []
     same: list[np.ndarray] = []
-    with progress(f"parity {uses[0].adapter}", len(rows), "rows") as advance:
+    with progress(f"parity {uses[0].adapter or 'of the bases'}", len(rows), "rows") as advance:
         for row in rows:
             prompt = trained.tokenize(row.prompt)
             tokens = [*prompt, *trained.tokenize(row.expected + eos)][:-1]

@@ -72,20 +72,37 @@ def export(path: Path, *, force: bool = False) -> Exported:
 
 def _make(recipe: Recipe, ref: BaseRef, precision: str, base_sha256: str, stem: str) -> Artifact:
     """Write the adapter for one base artifact, which has this digest, and check that it fits."""
-    folder, adapter, hf = recipe.run / FOLDER, recipe.run / adapters.FOLDER, recipe.base.folder / "hf"
     base = base_model.artifact_path(recipe.base.folder, ref, precision)
     running = ref.artifact(precision)
+    kind: str = recipe.export.precision
+    if running.format == "onnx" and kind != "f32":
+        kind = "f16"  # of the two that ONNX Runtime knows
+    target = write_adapter(recipe, running.format, base, base_sha256, recipe.run / FOLDER, kind, stem)
     if running.format == "onnx":
-        kind = "f32" if recipe.export.precision == "f32" else "f16"  # of the two that ONNX Runtime knows
-        target = folder / f"{stem}-{kind}.onnx_adapter"
-        export_onnx(adapter, hf, base, base_sha256, target, precision=kind)
         check_onnx_adapter(read_onnx_adapter(target), read_onnx_graph(base), running.sha256)
     else:
-        kind = recipe.export.precision
-        target = folder / f"{stem}-{kind}.gguf"
-        export_gguf(adapter, hf, base_sha256, target, precision=kind)
         check_adapter(read_gguf(target), read_gguf(base), running.sha256)
     return Artifact("adapter", running.format, kind, target.name, sha256_file(target), target.stat().st_size)
+
+
+def write_adapter(
+    recipe: Recipe, format: str, base: Path, base_sha256: str, folder: Path, precision: str, stem: str = "adapter"
+) -> Path:
+    """Write the trained adapter as a file for one base artifact, in one precision, and return its path.
+
+    Raises:
+        RecordError: the adapter has what such a file cannot express.
+        BrokenInput: the converter refuses.
+        StorageError: the disk refuses.
+    """
+    adapter, hf = recipe.run / adapters.FOLDER, recipe.base.folder / "hf"
+    if format == "onnx":
+        target = folder / f"{stem}-{precision}.onnx_adapter"
+        export_onnx(adapter, hf, base, base_sha256, target, precision=precision)
+    else:
+        target = folder / f"{stem}-{precision}.gguf"
+        export_gguf(adapter, hf, base_sha256, target, precision=precision)
+    return target
 
 
 def load_exported(recipe: Recipe) -> tuple[Exported, Path]:
