@@ -156,7 +156,7 @@ def _causes(
     eos = ref.prompting.eos_token
     base, _, _ = compare_answers(trained, shipped, (PLAIN_BASE, PLAIN_BASE), rows, eos)
     if ships.artifact.role == "merged" or ships.artifact.precision == "f32":
-        return Causes(round(base, 6), None)
+        return Causes(round(base, 9), None)
     path = base_model.artifact_path(recipe.base.folder, ref, ships.base)
     with tempfile.TemporaryDirectory() as folder:
         exact = write_adapter(recipe, ships.artifact.format, path, ships.base_sha256, Path(folder), "f32")
@@ -164,7 +164,7 @@ def _causes(
         uses = Use(EXACT, ships.scale), ships.use(recipe.name)
         precision, _, _ = compare_answers(shipped, shipped, uses, rows, eos)
         shipped.unload_adapter(EXACT)
-    return Causes(round(base, 6), round(precision, 6))
+    return Causes(round(base, 9), round(precision, 9))
 
 
 def compare_answers(
