@@ -31,8 +31,8 @@ demo: venv ## the whole way on a real small model, no GPU
 	$(BIN)/pitstop demo
 
 web: venv $(WEB)/node_modules/.package-lock.json ## the page for phones, into $(WEB)/dist
-	$(WEB)/node_modules/.bin/tsc -p $(WEB)
 	$(BIN)/python tools/build_web_engine.py
+	npm --prefix $(WEB) run --silent build
 
 $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed: apt-get install nodejs npm (on Debian), then again"; exit 1; }
