@@ -20,7 +20,7 @@ from pitstop.retention import builders
 COMMANDS = [
     *("demo", "init", "base", "train", "import", "settle", "check", "repair", "export", "merge", "parity", "pack"),
     "build",
-    *("keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor"),
+    *("keys", "publish", "update", "status", "rollback", "serve", "web", "chat", "bench", "suites", "doctor"),
 ]
 
 

@@ -77,6 +77,9 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages from there use it in a browser; repeatable.")
     ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Offer the page for phones that `pitstop web` wrote there.")
+    ] = None,
     profile: Profile = None,
     engine: Annotated[
         Literal["llama", "onnx"] | None, typer.Option(help="Which must run it. [that of the release's format]")
@@ -109,8 +112,32 @@ def serve(
         api_key_file=api_key_file,
         no_auth=no_auth,
         cors=cors or (),
+        page=web,
         as_json=json,
     )
+
+
+@app.command(rich_help_panel=DEVICE)
+def web(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that a host will offer.")],
+    repository: Annotated[
+        str, typer.Option(metavar="URL|FOLDER", help="An http(s) address, or a folder inside of OUT.")
+    ],
+    root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The publisher's 1.root.json. [the folder's]")
+    ] = None,
+    channel: Channel = "stable",
+    profile: Annotated[str, typer.Option(metavar="BOARD", help="Whose memory and context length it keeps to.")] = (
+        "phone-browser"
+    ),
+    json: Json = None,
+) -> None:
+    """Write the page that fetches, verifies and runs bundles on a phone."""
+    from pitstop.device import web as stage
+
+    written = stage.web(out, repository, root_json=root, channel=channel, profile=profile)
+    said = f"{out}: the page for {written.repository}, channel {channel}; offer it with https, or on localhost"
+    finish(written, said, json)
 
 
 @app.command(rich_help_panel=DEVICE)

@@ -17,7 +17,8 @@ START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish
 MAKE = ("base", "train", "import", "settle", "check", "repair")
 SHIP = ("export", "merge", "parity", "pack", "build")
 BUILDER = ("demo", "init", *MAKE, *SHIP)
-FLOW = (*BUILDER, "keys", "publish", "update", "status", "rollback", "serve", "chat", "bench", "suites", "doctor")
+OWNER = ("update", "status", "rollback", "serve", "web", "chat", "bench")
+FLOW = (*BUILDER, "keys", "publish", *OWNER, "suites", "doctor")
 STDOUT = Path("-")  # as the file of --json
 STOPPED, PIPE_CLOSED = 130, 141  # exit codes after Ctrl-C and after `| head`, as shells have them
 

@@ -23,6 +23,7 @@ if not all(map(find_spec, ("starlette", "uvicorn"))):
 from pitstop.device.access import Access, check_origins, is_loopback, read_key
 from pitstop.device.engine import check_engine, preload
 from pitstop.device.memory import give_back_freed_memory
+from pitstop.device.page import WithPage, check_page
 from pitstop.device.request import Limits
 from pitstop.device.runtime import Runtime, active_release
 from pitstop.device.store import Release
@@ -39,6 +40,7 @@ def serve(
     api_key_file: Path | None = None,
     no_auth: bool = False,
     cors: Sequence[str] = (),
+    page: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Serve the active release of a device root until SIGTERM or Ctrl-C; one line on stdout says when it is ready.
@@ -49,10 +51,11 @@ def serve(
     Args:
         engine: which one must run it; None: the one for the format that the release carries.
         cors: origins whose pages may use the server from a browser, such as https://example.org.
+        page: a folder written by `pitstop web`, offered at the server's root.
 
     Raises:
         UsageError: no release is active, or another engine runs it; an address beyond this machine without a key or
-            ``no_auth``; no origin.
+            ``no_auth``; no origin; no page.
         Busy: the port is taken.
         BrokenInput: the key file, or the release, cannot be used.
     """
@@ -63,6 +66,8 @@ def serve(
             cure="give --api-key-file FILE, or say --no-auth if that is meant",
         )
     origins = check_origins(cors)
+    if page is not None:
+        check_page(page)
     release = active_release(root)
     check_engine(release, engine)
     listener = listen(host, port)
@@ -76,6 +81,8 @@ def serve(
     service = Service()
     announce = _announcer(host, listener.getsockname()[1], release, as_json)
     app = application(service, Access(api_key, origins, loopback=is_loopback(host)))
+    if page is not None:
+        app = WithPage(app, page)
     server = Server(app, service, loading.result, announce)
     server.serve_until_stopped(listener)
     if server.failure is not None:
