@@ -1,5 +1,6 @@
 """Tiny random models of several architectures, PEFT adapters of them, and what ONNX Runtime computes with both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,9 +78,9 @@ class OnnxBase:
         """The names of all projections, as PEFT targets them."""
         return LINEAR.get(self.name, ALL_LINEAR)
 
-    def logits(self, *adapters: Path) -> np.ndarray:
+    def logits(self, *adapters: Path, feeds: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """Return the logits of `IDS` by plain ONNX Runtime, with adapter files as they are."""
-        feeds = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
+        feeds = {"input_ids": IDS, "attention_mask": np.ones_like(IDS), **(feeds or {})}
         config = CONFIGS[self.name]
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         for entry in self.session.get_inputs():
@@ -127,7 +128,7 @@ def save_model(name: str, folder: Path) -> Path:
     return folder
 
 
-def make_base(name: str, folder: Path, precision: str = "fp32", *, fused: bool = False) -> OnnxBase:
+def make_base(name: str, folder: Path, precision: str = "fp32") -> OnnxBase:
     """Make a random model of one of `CONFIGS` and the ONNX base of it."""
     hf = save_model(name, folder / "hf")
-    return OnnxBase(name, hf, build_base(hf, folder / precision, precision, fused=fused))
+    return OnnxBase(name, hf, build_base(hf, folder / precision, precision))

@@ -35,7 +35,7 @@ def hugging_face() -> Path:
 
 
 def graph(precision: str) -> Path:
-    """Return its graph in a precision ("fp32", "int8"), with room for adapters."""
+    """Return its graph in a precision ("fp32", "int8", "int8-fused"), with room for adapters."""
     target = _made() / precision
     if not (target / GRAPH_FILE).is_file():
         build_base(hugging_face(), target, precision)

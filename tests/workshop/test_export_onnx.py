@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from onnx_bases import CONFIGS, OnnxBase, make_base, save_model, torch_logits
 from pitstop.bundle.formats import read_onnx_adapter, read_onnx_graph
-from pitstop.bundle.onnx import check_files, check_onnx_adapter, locate, read_settings, sites
+from pitstop.bundle.onnx import FIRST_ROW, check_files, check_onnx_adapter, locate, read_settings, sites
 from pitstop.errors import BrokenInput, MissingExtra, RecordError, UsageError
 from pitstop.workshop.export.onnx import build_base, export_onnx, load_shipped
 from pitstop.workshop.export.onnx.blocks import to_blocks
@@ -60,15 +60,31 @@ def test_base_and_adapter_compute_what_peft_computes(bases: dict[str, OnnxBase],
     assert np.abs(base.logits(export(base, tmp_path / "peft")) - trained).max() < SAME
 
 
-@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+@pytest.mark.parametrize("name", ["llama, tied", "qwen2", "phi3"])
 def test_fused_projections_take_the_same_adapters(name: str, tmp_path: Path) -> None:
-    base = make_base(name, tmp_path, fused=True)
+    base = make_base(name, tmp_path, "fp32-fused")
     names = sites(read_onnx_graph(base.graph))
-    assert "lora.0.attn.qkv_proj" in names
-    assert "lora.0.attn.q_proj" not in names
+    assert {name.removeprefix("lora.0.") for name in names if name.startswith("lora.0.")} == {
+        "attn.qkv_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
+    }  # fmt: skip
     targets = base.linear if name == "phi3" else ["q_proj", "v_proj", "down_proj"]
     adapted = base.adapted(tmp_path / "peft", target_modules=targets, rank_pattern={targets[1]: 2})
     assert np.abs(base.logits(export(base, tmp_path / "peft")) - torch_logits(adapted)).max() < SAME
+
+
+def test_fused_or_not_the_weights_are_the_same(tmp_path: Path) -> None:
+    one, other = (make_base("llama, tied", tmp_path / name, name) for name in ("int8", "int8-fused"))
+    apart, fused = (load_shipped(base.folder, base.graph, torch.float32).state_dict() for base in (one, other))
+    assert all(torch.equal(apart[name], fused[name]) for name in apart)
+    assert np.abs(one.logits() - other.logits()).max() < 1e-4
+
+
+def test_logits_of_the_last_token_alone_are_the_same(bases: dict[str, OnnxBase], tmp_path: Path) -> None:
+    for base in bases["llama, tied"], bases["phi3"], make_base("llama, untied", tmp_path, "int8"):
+        whole, last = base.logits(), base.logits(feeds={FIRST_ROW: np.array([-1])})
+        assert whole.shape == last.shape
+        assert (whole[0, -1] == last[0, -1]).all()
+        assert (last[0, 0] == last[0, -1]).all(), "nothing else was computed"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

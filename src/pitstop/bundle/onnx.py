@@ -25,6 +25,7 @@ from pitstop.files import open_verified
 CONFIG_FILE = "genai_config.json"
 GRAPH_FILE = "model.onnx"  # as the settings call it
 MAX_CONFIG = 1 << 20  # bytes
+FIRST_ROW = "logits.first"  # an input that may be left out: the position from which on logits are computed
 A, B = ".A", ".B"  # the halves of a pair: (inputs, rank) and (rank, outputs)
 
 _CURE = "export the base again with pitstop export, or ask its publisher"

@@ -50,7 +50,7 @@ def base(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A GGUF file, a Hugging Face folder or a hub id.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder of this base, such as bases/NAME.")],
     precision: Annotated[list[str], typer.Option(help="Of a file that devices run; may be repeated.")] = ["q8_0"],  # noqa: B006
-    onnx: Annotated[list[str], typer.Option(help="Of an ONNX base: fp32, int8 or int4; may be repeated.")] = [],  # noqa: B006
+    onnx: Annotated[list[str], typer.Option(help="Of an ONNX base: fp32, int8, int4, int8-fused; repeatable.")] = [],  # noqa: B006
     license: Annotated[str, typer.Option(help="Of the base, as SPDX names it.")] = "unknown",
     json: Json = None,
 ) -> None:

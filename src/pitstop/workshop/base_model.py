@@ -58,7 +58,7 @@ def prepare(
 
     Args:
         precisions: of GGUF files, as llama.cpp names them.
-        onnx: precisions of ONNX bases: "fp32", "int8", "int4".
+        onnx: precisions of ONNX bases: of `PRECISIONS`.
 
     Raises:
         UsageError: the source does not exist, the folder holds another base, or there is no such precision.
@@ -281,7 +281,7 @@ def _with_onnx(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
         raise UsageError(f"no ONNX precision {precision!r}", cure=f"choose of {', '.join(PRECISIONS)}")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source = folder / "hf"
-        if precision == "int8" and any(artifact.precision == "q8_0" for artifact in ref.artifacts):
+        if precision.startswith("int8") and any(artifact.precision == "q8_0" for artifact in ref.artifacts):
             # The very weights of the GGUF: an adapter that was trained on them is at home here too.
             weights = _read_gguf_weights(artifact_path(folder, ref, "q8_0"), torch.float32)
             save_hugging_face(weights, load_tokenizer(folder), Path(scratch))

@@ -175,7 +175,7 @@ class OnnxEngine(Engine):
         finite = False
         try:
             length = min(self.context_length, -(-len(tokens) // ROOM) * ROOM)
-            self._scratch = scratch = self._emptied(self._scratch, tag, len(tokens), 0, length)
+            self._scratch = scratch = self._emptied(self._scratch, tag, len(tokens), 0, length, every_row=True)
             at = 0
             while at < len(tokens):
                 end = self._evaluate(scratch, tag, tokens, at)
@@ -192,7 +192,15 @@ class OnnxEngine(Engine):
                 self._tidy()
 
     def _emptied(
-        self, conversation: Conversation | None, tag: Tag, count: int, kept: int, length: int, guide: str | None = None
+        self,
+        conversation: Conversation | None,
+        tag: Tag,
+        count: int,
+        kept: int,
+        length: int,
+        guide: str | None = None,
+        *,
+        every_row: bool = False,
     ) -> Conversation:
         """Return a conversation that holds the first ``kept`` of ``count`` tokens and can take in the rest.
 
@@ -204,7 +212,7 @@ class OnnxEngine(Engine):
             if not (tag.adapters or conversation.given) or conversation.takes(changes):
                 conversation.rewind(kept)
                 return conversation
-        made = self._model.conversation(length, guide)
+        made = self._model.conversation(length, guide, every_row=every_row)
         if conversation is not None:
             conversation.close()
         return made

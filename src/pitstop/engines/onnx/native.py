@@ -18,6 +18,9 @@ Java's Generator has appendTokens, rewindTo, generateNextToken, getOutput("logit
 its sources, not run); no logits can be set there, and its GeneratorParams have no guidance. An app in Java lets the
 library choose the tokens (generateNextToken with search options), and reaches the rest through C.
 
+The logits of a prompt's last token alone are computed where an adapter that holds nothing but `logits.first` = -1 is
+set; a generator feeds all the adapters it was given.
+
 An adapter file in 32-bit floats can be loaded by an app as it is exported, if it opens a new generator for each
 adapter. One that swaps in a live generator must give it tensors for every projection (see `adapters`): a generator goes
 on to feed those of the adapter it had before. A scale is another file, with B multiplied; several adapters are one,
@@ -35,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.bundle.formats import OnnxGraphHeader
-from pitstop.bundle.onnx import CONFIG_FILE, GRAPH_FILE, Decoder, locate, read_settings
+from pitstop.bundle.onnx import CONFIG_FILE, FIRST_ROW, GRAPH_FILE, Decoder, locate, read_settings
 from pitstop.engines.answer import END_TEXTS
 from pitstop.engines.base import Logits
 from pitstop.errors import BrokenInput, FormatError, MissingExtra, UsageError
@@ -46,13 +49,14 @@ try:
 except ImportError as missing:
     raise MissingExtra("running an ONNX model", "onnx") from missing
 
-PORTION = 128  # tokens evaluated at once: the graph gives the logits of all of them, 196 KB each with SmolLM2
+PORTION = 128  # tokens evaluated at once: the graph gives logits for all of them, 196 KB each with SmolLM2
 # A generator keeps every adapter it was ever given and feeds them all again at each step, the last one winning: 200 of
 # them made a step 12 ms slower, and took 17 MB.
 CHANGES = 8
 
 _ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 _FORMAT_VERSIONS = 1
+_LAST_ROW = "last row"  # the name of a file that asks for the logits of the last token only
 
 
 @contextmanager
@@ -93,6 +97,9 @@ class Model:
             self._spelling = onnxruntime_genai.Tokenizer(self._model)
             self._spelling.update_options(skip_special_tokens="false")
             self.adapters = onnxruntime_genai.Adapters(self._model)
+            self._can_skip_rows = FIRST_ROW in graph.inputs  # graphs of older versions cannot
+            if self._can_skip_rows:
+                self._load_tensors(_LAST_ROW, {FIRST_ROW: np.array([-1], np.int64)})
         except _ERRORS as error:
             self._view.cleanup()
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -114,8 +121,12 @@ class Model:
         # It writes nothing but special tokens as if it were half a character.
         return "" if text == "\ufffd" and not special and text not in self.detokenize(tokens, special=True) else text
 
-    def conversation(self, length: int, guide: str | None = None) -> "Conversation":
-        """Open an empty KV for so many tokens; ``guide`` is a JSON schema that tokens may be chosen by.
+    def conversation(self, length: int, guide: str | None = None, *, every_row: bool = False) -> "Conversation":
+        """Open an empty KV for so many tokens.
+
+        Args:
+            guide: a JSON schema that tokens may be chosen by.
+            every_row: compute the logits of every token, not just of the last one that is appended.
 
         Raises:
             BrokenInput: there is no memory for it.
@@ -127,7 +138,10 @@ class Model:
                 params.set_search_options(max_length=length, do_sample=False)
                 if guide is not None:
                     params.set_guidance("json_schema", guide)
-                return Conversation(self, onnxruntime_genai.Generator(self._model, params), length, guide)
+                generator = onnxruntime_genai.Generator(self._model, params)
+                if self._can_skip_rows and not every_row:
+                    generator.set_active_adapter(self.adapters, _LAST_ROW)
+                return Conversation(self, generator, length, guide)
         except BrokenInput as error:
             if guide is None:
                 raise
@@ -142,8 +156,12 @@ class Model:
         Raises:
             BrokenInput: it is refused, or there is no room to write it.
         """
+        with translated(f"load {path.name}", path):
+            self._load_tensors(name, tensors)
+
+    def _load_tensors(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         values = {key: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(t)) for key, t in tensors.items()}
-        with translated(f"load {path.name}", path), tempfile.TemporaryDirectory(prefix="pitstop-onnx-") as folder:
+        with tempfile.TemporaryDirectory(prefix="pitstop-onnx-") as folder:
             made = onnxruntime.AdapterFormat()
             made.set_adapter_version(_FORMAT_VERSIONS)
             made.set_model_version(_FORMAT_VERSIONS)
@@ -205,7 +223,10 @@ class Conversation:
             return row
 
     def rows(self, count: int) -> Logits:
-        """Return the logits after each of the last tokens that were appended together, shape (count, vocabulary)."""
+        """Return the logits after each of the last tokens that were appended together, shape (count, vocabulary).
+
+        Of a conversation that was opened for every row.
+        """
         with translated("read logits", self._model.path):
             every: Logits = self._generator.get_output("logits")
             return every[0, -count:]

@@ -15,23 +15,21 @@ from pitstop.bundle.onnx import GRAPH_FILE
 from pitstop.files import replacing, sha256_file
 from pitstop.workshop.export.onnx.architecture import projections
 from pitstop.workshop.export.onnx.blocks import quantize
-from pitstop.workshop.export.onnx.builder import build
+from pitstop.workshop.export.onnx.builder import FUSED, build
+from pitstop.workshop.export.onnx.packing import pack_gate_and_up
+from pitstop.workshop.export.onnx.rows import add_first_row
 from pitstop.workshop.export.onnx.sites import add_sites
 
 WEIGHTS_FILE = "model.onnx.data"
 INLINE = 1024  # bytes; smaller tensors stay in the graph itself
 
 
-def build_base(
-    folder: Path, target: Path, precision: str, *, fused: bool = False, merged_from: str | None = None
-) -> Path:
+def build_base(folder: Path, target: Path, precision: str, *, merged_from: str | None = None) -> Path:
     """Write an ONNX base into ``target`` and return its graph, whose digest stands for all of its files.
 
     Args:
         folder: a Hugging Face folder with weights, config and tokenizer.
         precision: of its matrices: one of `PRECISIONS`.
-        fused: queries, keys and values as one matrix: fewer and larger steps, so that an adapter costs less speed;
-            its file is then larger by a fifth.
         merged_from: digest of the base that an adapter was merged into. Such a model takes no adapters: the room for
             them would cost speed.
 
@@ -41,16 +39,21 @@ def build_base(
         StorageError: the disk refuses; ``target`` has no graph then.
     """
     config = AutoConfig.from_pretrained(folder)
+    kind = precision.removesuffix(FUSED)
+    fused = kind != precision or merged_from is not None
     projections(config)  # refuses what is no such decoder before anything is built
     target.mkdir(parents=True, exist_ok=True)
     (target / GRAPH_FILE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         built, opened = Path(scratch, "built"), Path(scratch, "opened")
-        build(folder, built, precision, config, fused=fused or merged_from is not None)
+        build(folder, built, kind, config, fuse_qkv=fused)
         opened.mkdir()
         model = ir.load(built / GRAPH_FILE)
-        if precision == "int8":
+        if fused:
+            pack_gate_and_up(model.graph)
+        if kind == "int8":
             quantize(model.graph)
+        add_first_row(model.graph, config)
         if merged_from is None:
             add_sites(model.graph, config)
         ir.save(model, opened / GRAPH_FILE, external_data=WEIGHTS_FILE, size_threshold_bytes=INLINE)

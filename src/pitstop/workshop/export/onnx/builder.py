@@ -13,11 +13,17 @@ from pitstop.workshop.export.onnx.architecture import unsupported
 VERSION = "0.18.0"  # of onnxruntime-genai: what the surgery looks for are names inside of its builder's graphs
 # Precision -> what the builder is asked for; 8 bits are made afterwards, see `blocks`. Plain int4 damages a small model
 # visibly: k_quant_mixed keeps the head and the most sensitive matrices in 8 bits.
-PRECISIONS = {"fp32": ("fp32", ()), "int8": ("fp32", ()), "int4": ("int4", ("algo_config=k_quant_mixed",))}
+_KINDS = {"fp32": ("fp32", ()), "int8": ("fp32", ()), "int4": ("int4", ("algo_config=k_quant_mixed",))}
+# Projections of one input as one matrix: an adapter costs less speed then, and its file is larger by a half.
+FUSED = "-fused"
+PRECISIONS = ("fp32", "int8", "int4", f"fp32{FUSED}", f"int8{FUSED}")
 
 
-def build(folder: Path, target: Path, precision: str, config: PretrainedConfig, *, fused: bool) -> None:
+def build(folder: Path, target: Path, kind: str, config: PretrainedConfig, *, fuse_qkv: bool) -> None:
     """Write the graph of a Hugging Face folder, with its tokenizer and settings, into ``target``.
+
+    Args:
+        kind: "fp32", "int8" (still in floats) or "int4".
 
     Raises:
         MissingExtra: the builder is not installed.
@@ -25,10 +31,10 @@ def build(folder: Path, target: Path, precision: str, config: PretrainedConfig, 
         BrokenInput: it refuses this model, in its own words.
     """
     check_version()
-    kind, options = PRECISIONS[precision]
+    precision, options = _KINDS[kind]
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(target)]
-    command += ["-p", kind, "-e", "cpu", "-c", str(target / "cache")]
-    command += ["--extra_options", f"fuse_qkv={str(fused).lower()}", *options]
+    command += ["-p", precision, "-e", "cpu", "-c", str(target / "cache")]
+    command += ["--extra_options", f"fuse_qkv={str(fuse_qkv).lower()}", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = [line for line in done.stderr.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """What an ONNX base computes with, as a model that can be trained on: its blocks as plain numbers again."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def load_shipped(folder: Path, graph: Path, dtype: torch.dtype) -> PreTrainedMod
     names = dict(model.named_parameters())
     found = dict(_matrices(ir.load(graph).graph))
     with torch.no_grad():
-        for name, matrix in _grouped(found, names).items():
+        for name, matrix in _grouped(found, {name: len(weight) for name, weight in names.items()}).items():
             names[name].copy_(torch.from_numpy(matrix))
     model.to(dtype)  # type: ignore[arg-type]
     return model
@@ -78,13 +78,34 @@ def _array(node: ir.Node, index: int) -> Array | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _grouped(found: dict[str, Array], names: Iterable[str]) -> dict[str, Array]:
-    """Return the matrices by the model's own names: some models have several projections in one, or no head."""
-    result = {name: matrix for name, matrix in found.items() if name in names}
-    for name in names:
-        layer, dot, rest = name.removesuffix(".weight").rpartition(".self_attn." if ".self_attn." in name else ".mlp.")
-        members = GROUPS.get(f"{dot.strip('.').removeprefix('self_')}.{rest}", ())
-        parts = [f"{layer}{dot}{member.partition('.')[2]}.weight" for member in members]
+def _grouped(found: dict[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Return the matrices by the model's own names: some models have several projections in one, or no head.
+
+    Args:
+        sizes: the outputs of the model's matrices, by name.
+    """
+    found = dict(_apart(found, sizes))
+    result = {name: matrix for name, matrix in found.items() if name in sizes}
+    for name in sizes:
+        parts = _members(name)
         if parts and all(part in found for part in parts):
             result[name] = np.concatenate([found[part] for part in parts])
     return result
+
+
+def _apart(found: dict[str, Array], sizes: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
+    """Yield the matrices, those of a group that the graph has as one and the model has not as several."""
+    for name, matrix in found.items():
+        parts = _members(name)
+        if name not in sizes and parts and all(part in sizes for part in parts):
+            ends = np.cumsum([sizes[part] for part in parts])
+            yield from zip(parts, np.split(matrix, ends[:-1]), strict=True)
+        else:
+            yield name, matrix
+
+
+def _members(name: str) -> list[str]:
+    """Return the parameters of a group's projections by the group's own name; none: it names no group."""
+    layer, dot, rest = name.removesuffix(".weight").rpartition(".self_attn." if ".self_attn." in name else ".mlp.")
+    members = GROUPS.get(f"{dot.strip('.').removeprefix('self_')}.{rest}", ())
+    return [f"{layer}{dot}{member.partition('.')[2]}.weight" for member in members]
