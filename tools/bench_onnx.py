@@ -89,8 +89,7 @@ def main() -> None:
         _swap(adapters, peer, chosen.threads, runs),
         _swap(adapters, spinning, chosen.threads, runs, ", the peer's threads as they are"),
         _swap_back(adapters, peer, chosen.threads, runs),
-        *_decode("int8", chosen.threads, runs // 2),
-        *_decode("int8-fused", chosen.threads, runs // 2),
+        *_decode(chosen.threads, runs // 2),
         _flat(adapters, peer, chosen.threads, SWAPS // 4 if chosen.quick else SWAPS),
         *_logits(chosen.threads),
     ]
@@ -151,24 +150,37 @@ def _swap_back(adapters: dict[str, Path], peer: Peer, threads: int, runs: int) -
     return row(what, ours[1:], theirs[1:], "ms", "<= 0.1")
 
 
-def _decode(precision: str, threads: int, runs: int) -> list[Row]:
-    """Let an answer be made with an adapter, without one, and on the graph that has no room for any."""
-    attached, plain, theirs = [], [], []
-    peer = Peer(material.without_sites(precision), threads)
-    with _open({NAMES[0]: material.adapter(precision, 0)}, threads, 1, precision) as engine:
-        for number in range(runs + 1):
-            tokens = prompt(SHORT, number)
-            attached.append(_speed(engine, tokens, Use(NAMES[0])))
-            plain.append(_speed(engine, tokens, PLAIN_BASE))
-            generator = peer.begin(tokens, None)
+def _decode(threads: int, runs: int) -> list[Row]:
+    """Let answers be made with an adapter, without one, and on the graphs that have no room for any."""
+    speeds: dict[tuple[str, str], list[float]] = {}
+    engines = {kind: _open({NAMES[0]: material.adapter(kind, 0)}, threads, 1, kind) for kind in ("int8", "int8-fused")}
+    peers = {kind: Peer(material.without_sites(kind), threads) for kind in engines}
+    for number in range(runs + 1):
+        tokens = prompt(SHORT, number)
+        for kind, engine in engines.items():
+            for how, use in (("with an adapter of rank 8", Use(NAMES[0])), ("without an adapter", PLAIN_BASE)):
+                speeds.setdefault((kind, how), []).append(_speed(engine, tokens, use))
+            generator = peers[kind].begin(tokens, None)
             begun = time.perf_counter()
             for _ in range(ANSWER):
                 generator.generate_next_token()
-            theirs.append(ANSWER / (time.perf_counter() - begun))
-    goal = ">= 0.85"
+            speeds.setdefault((kind, "peer"), []).append(ANSWER / (time.perf_counter() - begun))
+    for engine in engines.values():
+        engine.close()
     return [
-        row(f"{precision}, decode with an adapter of rank 8 ÷ without room", attached[1:], theirs[1:], "tokens/s", goal),
-        row(f"{precision}, decode without an adapter ÷ without room", plain[1:], theirs[1:], "tokens/s"),
+        row(
+            f"decode, {ours} {how} ÷ {theirs} without room",
+            speeds[ours, how][1:],
+            speeds[theirs, "peer"][1:],
+            "tokens/s",
+            wanted,
+        )
+        for ours, how, theirs, wanted in (
+            ("int8", "with an adapter of rank 8", "int8", ">= 0.85"),
+            ("int8-fused", "with an adapter of rank 8", "int8", ""),
+            ("int8-fused", "with an adapter of rank 8", "int8-fused", ""),
+            ("int8", "without an adapter", "int8", ""),
+        )
     ]
 
 
