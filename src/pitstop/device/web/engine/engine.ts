@@ -50,11 +50,11 @@ export class EngineError extends Error {
  * A base in memory with adapters beside it. A request names its adapter, nothing is active globally: a swap is the next
  * request that names another one. One request is answered at a time; others wait for their turn.
  */
-export interface Engine {
+export interface Engine<File = ModelFile> {
   /** Load the base; any earlier one goes, with its adapters. Throws an EngineError. */
-  load(base: ModelFile, prompting: Prompting, contextLength: number): Promise<void>;
+  load(base: File, prompting: Prompting, contextLength: number): Promise<void>;
   /** Load an adapter of this base under a name; all or nothing. Throws an EngineError. */
-  addAdapter(name: string, file: ModelFile, scale: number, prompting: Prompting): Promise<void>;
+  addAdapter(name: string, file: File, scale: number, prompting: Prompting): Promise<void>;
   /** Forget an adapter and all that was computed under it. Throws an EngineError if there is none. */
   removeAdapter(name: string): Promise<void>;
   /** Answer piece by piece; what is returned in the end says what it cost. Throws an EngineError. */
@@ -63,4 +63,31 @@ export interface Engine {
   memory(): number;
   /** Give back memory and files; the engine is of no use afterwards. */
   close(): Promise<void>;
+}
+
+/** Put the system message an adapter was trained with before the others, unless one is given. */
+export function withSystem(prompting: Prompting, messages: readonly Message[]): Message[] {
+  if (prompting.system == null || messages.some((message) => message.role === "system")) return [...messages];
+  return [{ role: "system", content: prompting.system }, ...messages];
+}
+
+/** Return all texts that end an answer. Throws an EngineError. */
+export function stopTexts(prompting: Prompting, ask: Ask): string[] {
+  const stops = [...(prompting.stop ?? []), ...(ask.stop ?? [])];
+  if (stops.includes("")) throw new EngineError("a stop text must not be empty");
+  return stops;
+}
+
+/** Requests one after the other: each waits until those before it are done. */
+export class Turns {
+  #last: Promise<void> = Promise.resolve();
+
+  /** Wait for the turn; call what is returned to let the next one in. */
+  async take(): Promise<() => void> {
+    const before = this.#last;
+    let release = () => {};
+    this.#last = new Promise((done) => (release = done));
+    await before;
+    return release;
+  }
 }

@@ -41,9 +41,17 @@ template <typename Result, typename Body> Result guarded(Result failed, Body bod
     try {
         return body();
     } catch (const std::exception & error) {
-        why += error.what();
-        return failed;
+        if (why.empty()) why = error.what();
+    } catch (...) {
+        if (why.empty()) why = "an error without words";
     }
+    return failed;
+}
+
+// A template's own `raise_exception`: its words alone, without the listing of the template that comes with them.
+jinja::value refuse(const jinja::func_args & args) {
+    why = args.get_pos(0)->as_string().str();
+    throw std::runtime_error(why);
 }
 
 const char * returned(std::string what) {
@@ -242,6 +250,7 @@ EMSCRIPTEN_KEEPALIVE const char * template_render(const char * source, const cha
         auto program = jinja::parse_from_tokens(jinja::lexer().tokenize(source));
         jinja::context context(source);
         jinja::global_from_json(context, common_json::parse(names), false);
+        context.set_val("raise_exception", jinja::mk_val<jinja::value_func>("raise_exception", refuse));
         auto result = jinja::runtime(context).execute(program);
         return returned(jinja::runtime::gather_string_parts(result)->as_string().str());
     });

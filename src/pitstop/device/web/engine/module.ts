@@ -9,6 +9,8 @@ interface Exports {
     unlink(path: string): void;
   };
   PThread?: { terminateAllThreads(): void };
+  stackSave(): number;
+  stackRestore(stack: number): void;
   _malloc(size: number): number;
   _free(pointer: number): void;
   _engine_reason(): number;
@@ -143,6 +145,18 @@ export class Module {
   /** What llama.cpp said of the call that failed last. */
   reason(): string {
     return this.text(this.calls._engine_reason()).trim().replaceAll("\n", "; ") || "it gives no reason";
+  }
+
+  /** Call what throws within C++; emscripten 3.1 lets some of it through its handlers. Null then, as for the rest. */
+  caught(call: () => number): number {
+    const stack = this.calls.stackSave();
+    try {
+      return call();
+    } catch (error) {
+      if (!(error instanceof WebAssembly.Exception)) throw error;
+      this.calls.stackRestore(stack);
+      return 0;
+    }
   }
 
   /** Call with the path of a store's file, which llama.cpp reads straight into its own memory. */

@@ -2,7 +2,7 @@
 
 import { Wording } from "./answer.js";
 import { common, Conversations, type Sequence } from "./conversations.js";
-import { EngineError } from "./engine.js";
+import { EngineError, stopTexts, Turns, withSystem } from "./engine.js";
 import type { Ask, Engine, Message, ModelFile, Prompting, Usage } from "./engine.js";
 import { Module, words, type Placing } from "./module.js";
 
@@ -47,7 +47,7 @@ export class WasmEngine implements Engine {
   #base: Base | null = null;
   #conversations = new Conversations(0);
   #loads = 0;
-  #turn: Promise<void> = Promise.resolve(); // ends when the request before does
+  readonly #turns = new Turns();
   #broken: string | null = null;
 
   constructor(module: Module) {
@@ -176,16 +176,16 @@ export class WasmEngine implements Engine {
 
   /** Return the prompt of messages, by the template of the base or adapter they are for. */
   render(prompting: Prompting, messages: readonly Message[]): string {
-    const given = messages.some((message) => message.role === "system");
-    const system = prompting.system != null && !given ? [{ role: "system", content: prompting.system }] : [];
     const names = {
-      messages: [...system, ...messages],
+      messages: withSystem(prompting, messages),
       add_generation_prompt: true,
       bos_token: prompting.bos_token,
       eos_token: prompting.eos_token,
     };
     const rendered = this.#module.withText(prompting.chat_template, (source) =>
-      this.#module.withText(JSON.stringify(names), (values) => this.#module.calls._template_render(source, values)),
+      this.#module.withText(JSON.stringify(names), (values) =>
+        this.#module.caught(() => this.#module.calls._template_render(source, values)),
+      ),
     );
     if (rendered === NULL) throw this.#failure("the chat template refuses these messages");
     return this.#module.text(rendered);
@@ -217,9 +217,7 @@ export class WasmEngine implements Engine {
       const length = this.#loaded().contextLength;
       throw new EngineError(`the conversation has ${promptTokens} tokens, it may have ${length}: begin a new one`);
     }
-    const stops = [...(prompting.stop ?? []), ...(ask.stop ?? [])];
-    if (stops.includes("")) throw new EngineError("a stop text must not be empty");
-    return new Wording(Math.min(room, ask.maxTokens), stops);
+    return new Wording(Math.min(room, ask.maxTokens), stopTexts(prompting, ask));
   }
 
   /** Make what chooses the tokens of one answer. */
@@ -301,12 +299,9 @@ export class WasmEngine implements Engine {
     return adapter;
   }
 
-  /** Wait until the requests before are done; call what is returned to let the next one in. */
+  /** Wait for the turn; call what is returned to let the next one in. */
   async #take(): Promise<() => void> {
-    const before = this.#turn;
-    let release = () => {};
-    this.#turn = new Promise((done) => (release = done));
-    await before;
+    const release = await this.#turns.take();
     if (this.#broken !== null) {
       release();
       throw new EngineError(`the engine has stopped: ${this.#broken}; open the page again`);
