@@ -1,4 +1,4 @@
-"""Engines in node for the tests of web/, on a random base with three adapters."""
+"""For the tests of web/: engines in node, on a random base with three adapters; and a phone."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import build_web_engine
 import pytest
 
+from phone import Phone, phone
 from tiny_models import tiny_adapter, tiny_base
 from wasm_engine import Open, WasmEngine, built
 
@@ -50,3 +51,10 @@ def open_engine(engine_folder: Path, tmp_path: Path) -> Iterator[Open]:
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="session", name="phone")
+def one_phone() -> Iterator[Phone]:
+    """The phone, ended with the tests."""
+    yield phone
+    phone.close()

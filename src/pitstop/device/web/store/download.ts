@@ -28,7 +28,7 @@ export class Repository {
   /** Read a small file; null if there is none. */
   async file(path: string, limit: number): Promise<Bytes | null> {
     try {
-      const response = await this.request(path, { cache: "no-store" });
+      const response = await this.request(path, {});
       if (response.status === 403 || response.status === 404) return null;
       if (!response.ok) throw new Interrupted(`the server answered ${response.status}`);
       const parts: Bytes[] = [];
@@ -109,7 +109,7 @@ export class Repository {
 
   private async request(path: string, options: RequestInit): Promise<Response> {
     try {
-      return await fetch(`${this.address.replace(/\/+$/, "")}/${path}`, options);
+      return await fetch(`${this.address.replace(/\/+$/, "")}/${path}`, { ...options, cache: "no-store" });
     } catch (error) {
       throw interruption(error);
     }
