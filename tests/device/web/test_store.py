@@ -40,7 +40,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_suite_of_the_phone(phone: Phone, repositories: Path, suite: str) -> None:
     command = ["node", "--no-warnings", "--test-reporter=tap", phone.built / HERE / f"{suite}.test.js"]
     environment = os.environ | {"PITSTOP_REPOSITORIES": str(repositories)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     counts = {name: int(count) for name, count in re.findall(r"^# (tests|pass|fail|skipped) (\d+)$", ran.stdout, re.M)}
     print(counts)
     assert ran.returncode == 0, ran.stdout + ran.stderr
