@@ -8,11 +8,13 @@ EXTRAS := device,workshop,data,ray,publish,demo,dev
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
 WEB := src/pitstop/device/web
+# program:Debian package
+WEB_NEEDS := chromium:chromium em++:emscripten cmake:cmake ninja:ninja-build patch:patch node:nodejs npm:npm
 
-.PHONY: help venv demo web test lint types bench clean
+.PHONY: help venv demo web test test-web lint types bench clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.installed ## make .venv with everything, in the tested versions
 
@@ -38,8 +40,14 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed: apt-get install nodejs npm (on Debian), then again"; exit 1; }
 	npm --prefix $(WEB) ci
 
-test: venv ## all tests, a file at a time on each of two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+test: venv ## all tests but those of the page's troubles, a file at a time on each of two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not web"
+
+test-web: ## the page in Chromium; installs what that needs (as root, on Debian)
+	@$(foreach pair,$(WEB_NEEDS),command -v $(firstword $(subst :, ,$(pair))) >/dev/null || missing="$$missing $(lastword $(subst :, ,$(pair)))";) \
+	[ -z "$$missing" ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; }
+	$(MAKE) web
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/device/web
 
 lint: venv ## style and import rules
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/lint-imports

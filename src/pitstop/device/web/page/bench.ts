@@ -6,9 +6,9 @@ import { byId, element, megabytes, milliseconds } from "./elements.js";
 import type { Model, Report, State } from "./messages.js";
 import { missing, startShell } from "./shell.js";
 
-const REPEATS = 5;
+const REPEATS = 3;
 const ANSWER = 48; // tokens
-const PROMPT = "Tell a long story about a river, a mill and the people who live there. ".repeat(16);
+const PROMPT = "Tell a long story about a river, a mill and the people who live there. ".repeat(12);
 const SHORT = "Name three colours.";
 
 interface Speed {
@@ -197,7 +197,7 @@ async function main(): Promise<void> {
     if (report.type === "failed") setStatus(report.sentence);
     if (report.type === "state") ready(report.state, client);
   });
-  client.send({ type: "start", takeOver: false });
+  client.start(false);
 }
 
 void main();

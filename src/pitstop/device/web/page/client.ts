@@ -36,6 +36,12 @@ export class Client {
     addEventListener("pagehide", () => this.#mark(true));
   }
 
+  /** Take store and engine, from another tab if need be. `?threads=N` in the page's address sets how many compute. */
+  start(takeOver: boolean): void {
+    const threads = Number(new URLSearchParams(location.search).get("threads"));
+    this.send({ type: "start", takeOver, threads: threads >= 1 && threads <= 16 ? Math.floor(threads) : null });
+  }
+
   /** Say what the worker shall do; what comes of it is reported. */
   send(request: Request): void {
     this.#worker.postMessage(request);

@@ -4,7 +4,7 @@ import type { Message, Usage } from "../engine/engine.js";
 
 /** From the page. `id` names a question, so that its answer and its end find back. */
 export type Request =
-  | { type: "start"; takeOver: boolean } // of another tab, if need be; comes to `taken` or `owner`
+  | { type: "start"; takeOver: boolean; threads: number | null } // comes to `taken` or `owner`; null: as many as help
   | { type: "load" } // what is active, or on trial
   | { type: "look" }
   | { type: "update" }

@@ -7,7 +7,7 @@ import type { Report, Request, State } from "./messages.js";
 import { type Acts, panel, welcome } from "./panel.js";
 import { missing, startShell } from "./shell.js";
 
-const LONGEST = 512; // tokens of an answer
+const LONGEST = 256; // tokens of an answer
 
 class Page {
   #client = new Client((report) => this.#show(report));
@@ -45,7 +45,7 @@ class Page {
       question.focus();
     });
     byId("cancel-update").addEventListener("click", () => this.#client.send({ type: "cancelUpdate" }));
-    this.#client.send({ type: "start", takeOver: false });
+    this.#client.start(false);
   }
 
   #show(report: Report): void {
@@ -54,7 +54,10 @@ class Page {
     if (report.type === "owner") this.#load();
     if (report.type === "doing") this.#showDoing(report.what);
     if (report.type === "progress") this.#showProgress(report.what, report.fetched, report.of);
-    if (report.type === "failed") notify(report.sentence);
+    if (report.type === "failed") {
+      if (this.#state === null) setStatus("It did not start.");
+      notify(report.sentence);
+    }
     if (report.type === "state") this.#showState(report.state);
   }
 
@@ -84,7 +87,7 @@ class Page {
     byId("progress").hidden = true;
     byId("panel").replaceChildren();
     forget();
-    notify(sentence, "Use it here", () => this.#client.send({ type: "start", takeOver: true }));
+    notify(sentence, "Use it here", () => this.#client.start(true));
   }
 
   #showState(state: State): void {

@@ -7,10 +7,9 @@
 import { EngineError, type ModelFile, type Usage } from "../engine/engine.js";
 import { openEngine, type WasmEngine } from "../engine/wasm.js";
 import { type Bundle, Device, DeviceError, type Installed, type Offer as Offered } from "../store/device.js";
+import { probe } from "./health.js";
 import type { Config, Model, Offer, Question, Report, State } from "./messages.js";
 
-const PROBE = "Turn on the light in the kitchen."; // what every model of a release is asked, as on other devices
-const PROBE_TOKENS = 8;
 const PAUSE = 100; // milliseconds between two reports of progress
 
 export class Runtime {
@@ -24,17 +23,18 @@ export class Runtime {
   private constructor(
     private readonly device: Device,
     private readonly contextLength: number,
+    private readonly threads: number | null,
     private readonly report: (report: Report) => void,
   ) {}
 
   /** Open the store of this browser for what `pitstop web` wrote beside the page. */
-  static async open(page: URL, report: (report: Report) => void): Promise<Runtime> {
+  static async open(page: URL, threads: number | null, report: (report: Report) => void): Promise<Runtime> {
     const config = await readConfig(new URL("config.json", page));
     const folder = await navigator.storage.getDirectory();
     const root = new TextEncoder().encode(config.root);
     const repository = new URL(config.repository, page).href;
     const device = await Device.open(folder, { ...config, repository, root });
-    return new Runtime(device, config.context_length, report);
+    return new Runtime(device, config.context_length, threads, report);
   }
 
   /** Bring what is installed into memory; a release on trial is tried again. */
@@ -114,8 +114,7 @@ export class Runtime {
   /** Let a release on trial answer; it stays, or what ran before comes back. */
   async #try(trial: Installed): Promise<void> {
     try {
-      await this.#bring(trial);
-      await this.#probe(trial);
+      await probe(await this.#bring(trial), trial);
     } catch (error) {
       await this.#unload();
       if (error instanceof EngineMissing) await this.device.untried();
@@ -128,12 +127,12 @@ export class Runtime {
   }
 
   /** Load base and adapters instead of what is in memory: a phone has no room for both. */
-  async #bring(installed: Installed): Promise<void> {
+  async #bring(installed: Installed): Promise<WasmEngine> {
     const { base, adapters } = installed;
     const begun = performance.now();
     this.#doing(`loading ${base.name} (${Math.round(total(installed) / 1e6)} MB)`, true);
     await this.#unload();
-    const engine = await openEngine().catch((error: unknown) => Promise.reject(new EngineMissing(sentence(error))));
+    const engine = await this.#openEngine();
     try {
       const length = Math.min(base.context_length, this.contextLength);
       await engine.load(await modelFile(installed, base), base.prompting, length);
@@ -148,18 +147,14 @@ export class Runtime {
     this.#engine = engine;
     this.#installed = installed;
     this.#loadSeconds = (performance.now() - begun) / 1000;
+    return engine;
   }
 
-  async #probe(installed: Installed): Promise<void> {
-    const messages = [{ role: "user", content: PROBE }];
-    for (const adapter of [null, ...installed.adapters.map((bundle) => bundle.name)]) {
-      const question = { adapter, conversation: "probe", messages, maxTokens: PROBE_TOKENS };
-      const answer = this.ask(question, new AbortController().signal);
-      let text = "";
-      let next = await answer.next();
-      for (; !next.done; next = await answer.next()) text += next.value;
-      const name = adapter ?? installed.base.name;
-      if (text.trim() === "") throw new EngineError(`${name} gave no answer to a simple question`);
+  async #openEngine(): Promise<WasmEngine> {
+    try {
+      return await openEngine(this.threads === null || !crossOriginIsolated ? {} : { threads: this.threads });
+    } catch (error) {
+      throw new EngineMissing(sentence(error));
     }
   }
 

@@ -1,15 +1,17 @@
 /**
- * The only owner of store and engine: a dedicated worker with the Web Lock "pitstop".
+ * The only owner of store and engine: a dedicated worker, with the store's Web Lock for as long as it lives.
  *
  * What changes store or engine happens one after the other; questions are answered beside a download.
  */
 
+import { DeviceError } from "../store/device.js";
 import type { Report, Request } from "./messages.js";
 import { Runtime, sentence } from "./runtime.js";
 
-const LOCK = "pitstop";
 const PAGE = new URL("../", location.href);
-const tabs = new BroadcastChannel("pitstop"); // another tab asks here for the lock
+const PATIENCE = 5000; // milliseconds another tab gets to yield
+const PAUSE = 50; // milliseconds
+const tabs = new BroadcastChannel("pitstop"); // another tab asks here for the store
 
 let runtime: Runtime | null = null;
 let acts: Promise<void> = Promise.resolve();
@@ -22,7 +24,7 @@ function report(message: Report): void {
 
 addEventListener("message", (event: MessageEvent<Request>) => {
   const request = event.data;
-  if (request.type === "start") void start(request.takeOver);
+  if (request.type === "start") void start(request.takeOver, request.threads);
   if (request.type === "load") act(load);
   if (request.type === "look") act((mine) => mine.look());
   if (request.type === "update") act(update);
@@ -33,34 +35,27 @@ addEventListener("message", (event: MessageEvent<Request>) => {
 });
 
 tabs.addEventListener("message", () => {
-  if (runtime !== null) report({ type: "lost" }); // the page ends this worker, and with it the lock
+  if (runtime !== null) report({ type: "lost" }); // the page ends this worker
 });
 
-/** Take the lock and open the store, or say who has it. */
-async function start(takeOver: boolean): Promise<void> {
+/** Open the store, which only one tab can have, or say that another one has it. */
+async function start(takeOver: boolean, threads: number | null): Promise<void> {
   if (takeOver) tabs.postMessage("yield");
-  const owned = await acquire(takeOver);
-  if (!owned) {
-    report({ type: "taken" });
-    return;
+  const begun = Date.now();
+  while (runtime === null) {
+    try {
+      runtime = await Runtime.open(PAGE, threads, report);
+    } catch (error) {
+      const busy = error instanceof DeviceError && error.kind === "busy";
+      if (busy && takeOver && Date.now() - begun < PATIENCE) {
+        await new Promise((resolve) => setTimeout(resolve, PAUSE));
+        continue;
+      }
+      report(busy ? { type: "taken" } : { type: "failed", id: null, sentence: sentence(error) });
+      return;
+    }
   }
-  try {
-    runtime = await Runtime.open(PAGE, report);
-    report({ type: "owner" });
-  } catch (error) {
-    report({ type: "failed", id: null, sentence: sentence(error) });
-    report({ type: "doing", what: null, heavy: false });
-  }
-}
-
-/** Hold the lock for as long as this worker lives. */
-function acquire(wait: boolean): Promise<boolean> {
-  return new Promise((resolve) => {
-    void navigator.locks.request(LOCK, { ifAvailable: !wait }, (lock) => {
-      resolve(lock !== null);
-      return lock === null ? undefined : new Promise(() => {});
-    });
-  });
+  report({ type: "owner" });
 }
 
 async function load(mine: Runtime): Promise<void> {
