@@ -2,7 +2,7 @@
 
 import type { Usage } from "../engine/engine.js";
 import { Client } from "./client.js";
-import { byId, element, megabytes, milliseconds } from "./elements.js";
+import { byId, element, size, milliseconds } from "./elements.js";
 import type { Model, Report, State } from "./messages.js";
 import { missing, startShell } from "./shell.js";
 
@@ -132,9 +132,9 @@ function rows(measured: Figures): [string, string][] {
     ["Next token after a swap", time(measured.swap_first_token_seconds)],
     ["First token of a model new to the text", time(measured.new_model_first_token_seconds)],
     ["Loading", time(measured.load_seconds)],
-    ["Memory of the engine", megabytes(measured.engine_memory_bytes)],
+    ["Memory of the engine", size(measured.engine_memory_bytes)],
     ["Threads", `${measured.threads} of ${measured.cores} cores`],
-    ["Base", megabytes(measured.base_bytes)],
+    ["Base", size(measured.base_bytes)],
   ];
 }
 

@@ -27,7 +27,8 @@ export function figures(rows: [string, string][]): HTMLElement {
   return list;
 }
 
-export function megabytes(bytes: number): string {
+export function size(bytes: number): string {
+  if (bytes < 1e5) return `${Math.ceil(bytes / 1e3)} kB`;
   return `${(bytes / 1e6).toFixed(bytes < 10e6 ? 1 : 0)} MB`;
 }
 

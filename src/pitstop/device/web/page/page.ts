@@ -2,7 +2,7 @@
 
 import { type Asked, Client, endedWhile } from "./client.js";
 import { Conversation } from "./conversation.js";
-import { byId, element, megabytes } from "./elements.js";
+import { byId, element, size } from "./elements.js";
 import type { Report, Request, State } from "./messages.js";
 import { type Acts, panel, welcome } from "./panel.js";
 import { missing, startShell } from "./shell.js";
@@ -128,7 +128,7 @@ class Page {
 
   #showProgress(what: string, fetched: number, of: number): void {
     byId("progress").hidden = false;
-    byId("fetching").textContent = `${what}: ${megabytes(fetched)} of ${megabytes(of)}`;
+    byId("fetching").textContent = `${what}: ${size(fetched)} of ${size(of)}`;
     byId<HTMLProgressElement>("fetched").value = of === 0 ? 1 : fetched / of;
   }
 

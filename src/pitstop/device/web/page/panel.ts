@@ -1,6 +1,6 @@
 /** "On this phone": what is installed, what is offered, how old that is, and what it takes. */
 
-import { ago, element, figures, megabytes, milliseconds } from "./elements.js";
+import { ago, element, figures, size, milliseconds } from "./elements.js";
 import type { Model, Offer, State } from "./messages.js";
 
 export interface Acts {
@@ -51,13 +51,13 @@ function offered(offer: Offer, acts: Acts): HTMLElement {
 
 function verdict(offer: Offer, acts: Acts, word: string): HTMLElement {
   if (offer.refusal !== null) return element("p", { className: "notice" }, offer.refusal);
-  const label = `${word} (${megabytes(offer.bytes)})`;
+  const label = `${word} (${size(offer.bytes)})`;
   return element("button", { type: "button", className: "main", id: "update", onclick: acts.update }, label);
 }
 
 function list(models: Model[]): HTMLElement {
   const entries = models.map((model) => {
-    const detail = `${model.kind} ${model.version} · ${megabytes(model.bytes)} · ${model.license}`;
+    const detail = `${model.kind} ${model.version} · ${size(model.bytes)} · ${model.license}`;
     return element("li", {}, element("span", {}, model.name), element("span", { className: "detail" }, detail));
   });
   return element("ul", { className: "models" }, ...entries);
@@ -89,11 +89,11 @@ function freshness(state: State, now = Date.now()): string {
 function measures(state: State): [string, string][] {
   const rows: [string, string][] = [];
   if (state.loaded) {
-    rows.push(["Memory of the engine", megabytes(state.memory)]);
+    rows.push(["Memory of the engine", size(state.memory)]);
     rows.push(["Threads", String(state.threads)]);
   }
   if (state.loadSeconds !== null) rows.push(["Loaded in", milliseconds(state.loadSeconds)]);
-  if (state.stored > 0) rows.push(["Stored here", megabytes(state.stored)]);
+  if (state.stored > 0) rows.push(["Stored here", size(state.stored)]);
   if (state.release !== null) rows.push(["Release", state.release.slice(0, 12)]);
   return rows;
 }

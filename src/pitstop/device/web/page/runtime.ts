@@ -177,7 +177,9 @@ class EngineMissing extends Error {}
 /** Say what happened in a sentence, whoever found it. */
 export function sentence(error: unknown): string {
   if (error instanceof DOMException && error.name === "AbortError") return "Cancelled; what came so far is kept.";
-  const words = (error instanceof Error ? error.message : String(error)).trim();
+  const said = (error instanceof Error ? error.message : String(error)).trim();
+  const untrusted = error instanceof DeviceError && error.kind === "untrusted";
+  const words = untrusted ? `Nothing was taken from the repository, it fails verification: ${said}` : said;
   return `${words[0]?.toUpperCase() ?? ""}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
@@ -224,5 +226,6 @@ function total(installed: Installed): number {
 
 function offer(offered: Offered): Offer {
   const { bytes, refusal } = offered;
-  return { models: models(offered), bytes, news: !offered.installed, refusal };
+  const why = refusal === null ? null : sentence(refusal);
+  return { models: models(offered), bytes, news: !offered.installed, refusal: why };
 }
