@@ -40,14 +40,14 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed: apt-get install nodejs npm (on Debian), then again"; exit 1; }
 	npm --prefix $(WEB) ci
 
-test: venv ## all tests but those of the page's troubles, a file at a time on each of two processes
+test: venv ## all tests but most of the page's, a file at a time on each of two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not web"
 
 test-web: ## the page in Chromium; installs what that needs (as root, on Debian)
 	@$(foreach pair,$(WEB_NEEDS),command -v $(firstword $(subst :, ,$(pair))) >/dev/null || missing="$$missing $(lastword $(subst :, ,$(pair)))";) \
 	[ -z "$$missing" ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; }
 	$(MAKE) web
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/device/web
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/device/web tests/device/page
 
 lint: venv ## style and import rules
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/lint-imports

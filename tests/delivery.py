@@ -1,6 +1,7 @@
 """What the tests of publishing and updating share: tiny model files, a publisher, a web server that misbehaves."""
 
 import http.server
+import mimetypes
 import re
 import socket
 import struct
@@ -235,6 +236,8 @@ class Server:
     ranges: list[str] = field(default_factory=list)  # of blob requests
     on_blob: Callable[[Reply], None] | None = None
     on_metadata: Callable[[str, Reply], None] | None = None
+    headers: dict[str, str] = field(default_factory=dict)  # sent with everything
+    off: bool = False  # connections end without an answer
 
     @property
     def blob_bytes(self) -> int:
@@ -249,11 +252,16 @@ def serve(folder: Path) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            path = folder / self.path.lstrip("/")
+            if server.off:
+                self.close_connection = True
+                return
+            path = folder / (self.path.partition("?")[0].lstrip("/") or "index.html")
             if not path.is_file():
                 self.send_error(404)
                 return
             reply = _reply(path.read_bytes(), self.headers.get("Range"))
+            reply.headers["Content-Type"] = mimetypes.guess_type(path)[0] or "application/octet-stream"
+            reply.headers |= server.headers
             if self.path.startswith("/blobs/"):
                 server.ranges.append(self.headers.get("Range", ""))
                 if server.on_blob:

@@ -179,7 +179,7 @@ export function sentence(error: unknown): string {
   if (error instanceof DOMException && error.name === "AbortError") return "Cancelled; what came so far is kept.";
   const said = (error instanceof Error ? error.message : String(error)).trim();
   const untrusted = error instanceof DeviceError && error.kind === "untrusted";
-  const words = untrusted ? `Nothing was taken from the repository, it fails verification: ${said}` : said;
+  const words = untrusted ? `Nothing was taken from the repository: ${said}` : said;
   return `${words[0]?.toUpperCase() ?? ""}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
