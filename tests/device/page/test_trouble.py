@@ -15,6 +15,7 @@ from delivery import Forger, Reply, Server, bundle_of
 from phone_site import ADAPTERS, BASE, ISOLATION, QUESTION, Site, Visitor
 from pitstop import records
 from pitstop.bundle.channel import Channel, Pin, manifest_path
+from serving import wait_for
 
 pytestmark = pytest.mark.web
 
@@ -225,10 +226,13 @@ def test_a_half_uploaded_version_of_the_page_never_mixes_with_the_one_before(
     style.write_text(style.read_text() + "\nbody { outline: 9px solid red; }\n")
     worker = site.repository / "service_worker.js"
     worker.write_text(worker.read_text().replace('"version": "', '"version": "next-', 1))
+    fetched = len([path for path, _ in server.sent if path == "/style.css"])
+    visitor.tab.call("reload")
+    wait_for(lambda: len([path for path, _ in server.sent if path == "/style.css"]) > fetched)
+    visitor.tab.wait("caches.keys().then((names) => !names.some((name) => name.includes('next')))")
     visitor.tab.call("reload")
     visitor.wait_until_ready()
     assert visitor.tab.run("getComputedStyle(document.body).outlineWidth") != "9px"
-    assert visitor.tab.run("caches.keys().then((names) => names.filter((name) => name.includes('next')).length)") == 0
 
 
 def test_a_new_version_of_the_page_is_offered_and_keeps_the_engine(

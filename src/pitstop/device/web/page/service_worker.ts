@@ -36,7 +36,11 @@ async function install(): Promise<void> {
   const cache = await caches.open(CACHE);
   const used = await usedBefore();
   const wanted = Object.keys(worker.SHELL.files).filter((path) => !LATER.test(path) || used.has(path));
-  await Promise.all([...wanted.map((path) => fetchFile(cache, path)), fetchConfig(cache)]);
+  const fetched = await Promise.allSettled([...wanted.map((path) => fetchFile(cache, path)), fetchConfig(cache)]);
+  const failed = fetched.find((one) => one.status === "rejected");
+  if (failed === undefined) return;
+  await caches.delete(CACHE);
+  throw failed.reason;
 }
 
 async function activate(): Promise<void> {
