@@ -200,7 +200,7 @@ export class Device {
     for (const artifact of await this.store.missing(release)) {
       const count = (bytes: number): void => {
         fetched += bytes;
-        progress({ fetched, of, what: artifact.name });
+        progress({ fetched: Math.min(fetched, of), of, what: artifact.name }); // some may come twice
       };
       await this.store.add(artifact, (partial) => this.repository.blob(artifact, partial, count, signal));
     }
