@@ -11,10 +11,10 @@ WEB := src/pitstop/device/web
 # program:Debian package
 WEB_NEEDS := chromium:chromium em++:emscripten cmake:cmake ninja:ninja-build patch:patch node:nodejs npm:npm
 
-.PHONY: help venv demo web test test-web lint types bench clean
+.PHONY: help venv demo web test test-web test-boards lint types bench clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.installed ## make .venv with everything, in the tested versions
 
@@ -40,14 +40,18 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed: apt-get install nodejs npm (on Debian), then again"; exit 1; }
 	npm --prefix $(WEB) ci
 
-test: venv ## all tests but most of the page's, a file at a time on each of two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not web"
+test: venv ## all tests but those of the two below, a file at a time on each of two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not web and not board"
 
 test-web: ## the page in Chromium; installs what that needs (as root, on Debian)
 	@$(foreach pair,$(WEB_NEEDS),command -v $(firstword $(subst :, ,$(pair))) >/dev/null || missing="$$missing $(lastword $(subst :, ,$(pair)))";) \
 	[ -z "$$missing" ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; }
 	$(MAKE) web
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/device/web tests/device/page
+
+test-boards: venv ## the device side on aarch64, under qemu (as root, on Debian, some 5 minutes the first time)
+	@command -v qemu-aarch64-static debootstrap aarch64-linux-gnu-g++ cmake >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends qemu-user-static debootstrap g++-aarch64-linux-gnu cmake; }
+	$(BIN)/pytest -m board
 
 lint: venv ## style and import rules
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/lint-imports
