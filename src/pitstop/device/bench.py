@@ -142,6 +142,7 @@ def _adapted(release: Release, name: str, threads: int) -> dict[str, float]:
     bundle, path = release.adapters()[name]
     with _open(release, threads) as engine:
         _speeds(engine, PLAIN_BASE)  # what the base takes of memory is taken before
+        give_back_freed_memory()  # of the engines before this one: what is loaded into it would not be seen
         resident, begun = resident_bytes(), time.perf_counter()
         engine.load_adapter(name, path)
         loaded = 1e3 * (time.perf_counter() - begun)

@@ -39,6 +39,7 @@ from pitstop.workshop.export import llamacpp
 from pitstop.workshop.export.onnx import PRECISIONS, build_base, load_shipped
 from pitstop.workshop.runs import exclusive
 from pitstop.workshop.training import frozen
+from pitstop.workshop.training.arithmetic import STORED, compute_dtype
 
 BASE_FILE = "base.json"
 
@@ -110,8 +111,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, kept: str = "auto") -> PreTrainedModel:
     """Load the frozen weights to train on: `shipped` (the artifact's), `nf4` (QLoRA) or `bf16` (as the base came).
 
-    Matrices are bfloat16 on every device: within 1.3e-3 (relative) of the shipped weights, far below what quantizing
-    costs, and about twice as fast as float32 where the processor has bfloat16 instructions.
+    Matrices hold bfloat16 values on every device: within 1.3e-3 (relative) of the shipped weights, far below what
+    quantizing costs. Where the processor has no instructions for them, they stand in float32 (`arithmetic`).
 
     Args:
         kept: "dequantized", "blocks" (a layer's weights are made when it computes), or "auto": what memory allows.
@@ -122,7 +123,7 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, k
         BrokenInput: the artifact is not the one `base.json` names.
     """
     device_map = "auto" if torch.cuda.is_available() else None
-    common: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": device_map}
+    common: dict[str, Any] = {"dtype": compute_dtype(), "device_map": device_map}
     if precision == "bf16":
         return AutoModelForCausalLM.from_pretrained(folder / "hf", **common)
     dequantized = kept == "dequantized" or (kept == "auto" and frozen.fits(AutoConfig.from_pretrained(folder / "hf")))
@@ -131,7 +132,7 @@ def load_weights(folder: Path, ref: BaseRef, *, precision: str, artifact: str, k
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=compute_dtype(),
         )
         model = AutoModelForCausalLM.from_pretrained(folder / "hf", quantization_config=nf4, **common)
         frozen.release_nf4(model, dequantized=dequantized)
@@ -179,9 +180,9 @@ def _dequantized(folder: Path, ref: BaseRef, precision: str) -> Path:
     with exclusive(target, wait=True):  # the processes of one training, and trainings side by side, share it
         if not done.is_file() or done.read_text() != ref.artifact(precision).sha256:
             if ref.artifact(precision).format == "onnx":
-                model = load_shipped(folder / "hf", source, torch.bfloat16)
+                model = load_shipped(folder / "hf", source, STORED)
             else:
-                model = _read_gguf_weights(source, torch.bfloat16)
+                model = _read_gguf_weights(source, STORED)
             model.save_pretrained(target, max_shard_size="1000GB")
             write_bytes(done, ref.artifact(precision).sha256.encode())
     return target
@@ -204,14 +205,14 @@ def _from_gguf(path: Path, folder: Path) -> BaseRef:
     kept = folder / "source.gguf"
     shutil.copyfile(path, kept)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=kept.name)
-    save_hugging_face(_read_gguf_weights(kept, torch.bfloat16), tokenizer, folder)
+    save_hugging_face(_read_gguf_weights(kept, STORED), tokenizer, folder)
     return _describe(folder, weights=kept)
 
 
 def _from_hugging_face(source: str, folder: Path) -> BaseRef:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=STORED, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot load {source}: {str(error).splitlines()[0]}",

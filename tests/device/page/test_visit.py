@@ -1,8 +1,12 @@
 """The page in Chromium, with a real repository, store and engine, from the first visit on."""
 
+import pytest
+
 from chromium import Chromium
 from delivery import Server
 from phone_site import ADAPTERS, QUESTION, Visitor, swap_time
+
+pytestmark = pytest.mark.web
 
 
 def test_from_the_first_visit_to_an_answer_without_a_network(

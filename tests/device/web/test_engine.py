@@ -19,6 +19,8 @@ from pitstop.files import sha256_file
 from pitstop.workshop.export import llamacpp
 from wasm_engine import PLAIN, EngineRefused, Open, WasmEngine
 
+pytestmark = pytest.mark.web
+
 CONVERSATIONS = ("one", "two", "three")
 SWAPS = 1000
 DOT = b"\xfd\xba\x01"  # i32x4.dot_i16x8_s

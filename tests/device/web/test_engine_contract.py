@@ -8,6 +8,8 @@ import pytest
 from tiny_models import tiny_adapter
 from wasm_engine import EngineRefused, Open, WasmEngine
 
+pytestmark = pytest.mark.web
+
 Start = Callable[..., WasmEngine]
 
 

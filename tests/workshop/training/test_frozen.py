@@ -13,6 +13,7 @@ from pitstop.engines.activation import Activation
 from pitstop.errors import BrokenInput
 from pitstop.workshop import base_model
 from pitstop.workshop.training import frozen
+from pitstop.workshop.training.arithmetic import compute_dtype
 from pitstop.workshop.training.frozen import FrozenLinear
 from pitstop.workshop.training.lora import fuse
 from workbench import TinyModel
@@ -54,7 +55,7 @@ def step(model: PreTrainedModel, fused: bool) -> tuple[torch.Tensor, dict[str, t
     if fused:
         assert fuse(peft, Activation()) == 14
     tokens = torch.randint(1000, (2, 30), generator=torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute_dtype() is torch.bfloat16):
         loss = peft(input_ids=tokens, labels=tokens).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in peft.named_parameters() if p.grad is not None}

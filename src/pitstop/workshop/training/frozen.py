@@ -19,6 +19,7 @@ from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 
 from pitstop.engines.machine import available_bytes
 from pitstop.errors import BrokenInput
+from pitstop.workshop.training.arithmetic import STORED, compute_dtype
 
 SHARE = 0.5  # of the free memory that dequantized weights may take; activations need the rest
 
@@ -55,7 +56,8 @@ class GgufLinear(FrozenLinear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        return dequantize(self.blocks, self._type).view(self.out_features, self.in_features).to(self._dtype)
+        found = dequantize(self.blocks, self._type).view(self.out_features, self.in_features)
+        return found.to(STORED).to(self._dtype)
 
 
 class Nf4Linear(FrozenLinear):
@@ -71,7 +73,7 @@ class Nf4Linear(FrozenLinear):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         found: torch.Tensor = dequantize_4bit(self.blocks, self._state)
-        return found.view(self.out_features, self.in_features).to(self._dtype)
+        return found.view(self.out_features, self.in_features).to(STORED).to(self._dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -87,10 +89,12 @@ class _Product(torch.autograd.Function):
 
 
 def fits(config: Any) -> bool:
-    """Whether the linear layers of a model of this shape may stand in memory in bfloat16."""
+    """Whether the linear layers of a model of this shape may stand in memory, dequantized."""
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
-    size = 2 * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    size = compute_dtype().itemsize * sum(
+        layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)
+    )
     free = _free_memory()
     return free is None or size <= SHARE * free
 
@@ -106,7 +110,7 @@ def release_nf4(model: PreTrainedModel, *, dequantized: bool) -> None:
     """Take a model's NF4 layers over from bitsandbytes: as blocks, or dequantized once and for all."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear4bit):
-            made = Nf4Linear(layer, torch.bfloat16)
+            made = Nf4Linear(layer, compute_dtype())
             model.set_submodule(name, _plain(made) if dequantized else made)
 
 
@@ -136,7 +140,7 @@ def load_blocks(dequantized: Path, artifact: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(dequantized)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype())
     model.tie_weights()
     tensors = _tensors(artifact, config.num_hidden_layers)
     head = model.get_output_embeddings()
@@ -147,11 +151,11 @@ def load_blocks(dequantized: Path, artifact: Path) -> PreTrainedModel:
             if isinstance(layer, torch.nn.Linear) and layer is not head and found is not None:
                 bias = file.get_tensor(f"{name}.bias").to(device) if f"{name}.bias" in stored else None
                 blocks = _ordered(found, file.get_tensor(f"{name}.weight"), name, artifact).to(device)
-                made = GgufLinear(blocks, int(found.tensor_type), layer.in_features, bias, torch.bfloat16)
+                made = GgufLinear(blocks, int(found.tensor_type), layer.in_features, bias, compute_dtype())
                 model.set_submodule(name, made)
         for name, _ in list(model.named_parameters()):
             if name in stored:
-                set_module_tensor_to_device(model, name, device, file.get_tensor(name), dtype=torch.bfloat16)
+                set_module_tensor_to_device(model, name, device, file.get_tensor(name), dtype=compute_dtype())
     model.tie_weights()
     return model.to(device)  # type: ignore[no-any-return]
 

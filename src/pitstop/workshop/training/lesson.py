@@ -10,6 +10,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from pitstop.engines.activation import Activation
 from pitstop.engines.invocation import active_from
+from pitstop.workshop.training.arithmetic import compute_dtype
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.loss import Head, divergence
 from pitstop.workshop.training.trainer import last_hidden
@@ -75,7 +76,7 @@ class Pupil(Trainer):
             learning_rate=learning_rate,
             warmup_steps=min(2, len(lesson) // 4),
             lr_scheduler_type="cosine",
-            bf16=True,
+            bf16=compute_dtype() is torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
             save_strategy="no",

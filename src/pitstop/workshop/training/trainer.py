@@ -17,6 +17,7 @@ from pitstop.errors import UsageError
 from pitstop.progress import say
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.training import processes
+from pitstop.workshop.training.arithmetic import compute_dtype
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.loss import Head, cross_entropy, divergence
 
@@ -212,7 +213,7 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
         warmup_steps=chosen.warmup_steps,
         lr_scheduler_type="cosine",
         optim=chosen.optimizer,
-        bf16=True,
+        bf16=compute_dtype() is torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         seed=chosen.seed,
         save_steps=chosen.checkpoint_every,
