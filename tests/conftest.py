@@ -14,6 +14,11 @@ from pitstop.files import sha256_file
 from pitstop.packages import cache_folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes: else one process ends with it while the other has nothing left to do."""
+    items.sort(key=lambda item: "flow" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The real SmolLM2-135M-Instruct, Q4_1, out of its pinned wheel."""

@@ -1,12 +1,17 @@
 """What is freed goes back to the system."""
 
+import mmap
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from pitstop.device.memory import held
+
 BLOCK = 2 << 20
+MIB = 1 << 20
 BLOCKS_AFTER_A_FREE = f"""
 import ctypes, sys
 from pitstop.device import memory
@@ -33,3 +38,20 @@ def test_a_large_block_comes_from_the_system_after_one_was_freed(setting: str, f
         [sys.executable, "-c", BLOCKS_AFTER_A_FREE, setting], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == from_the_system
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not tell mappings apart")
+def test_what_came_is_counted_and_what_the_system_takes_back_is_not(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in one, two:
+        path.write_bytes(bytes(8 * MIB))
+    with one.open("rb") as first, two.open("rb") as second:
+        known = mmap.mmap(first.fileno(), 0, access=mmap.ACCESS_READ)
+        assert known[:] == bytes(8 * MIB)
+        before = held()
+        known.madvise(mmap.MADV_DONTNEED)
+        new = mmap.mmap(second.fileno(), 0, access=mmap.ACCESS_READ)
+        assert new[: 6 * MIB] == bytes(6 * MIB)
+        block = bytearray(b"x") * (4 * MIB)
+        grown = held().since(before)
+        assert 10 * MIB <= grown < 14 * MIB, len(block)

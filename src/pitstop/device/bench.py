@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pitstop.device.engine import open_engine
 from pitstop.device.limits import footprint
-from pitstop.device.memory import give_back_freed_memory, resident_bytes
+from pitstop.device.memory import give_back_freed_memory, held
 from pitstop.device.request import Limits
 from pitstop.device.store import Release
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Stream, Usage, Use
@@ -142,16 +142,15 @@ def _adapted(release: Release, name: str, threads: int) -> dict[str, float]:
     bundle, path = release.adapters()[name]
     with _open(release, threads) as engine:
         _speeds(engine, PLAIN_BASE)  # what the base takes of memory is taken before
-        give_back_freed_memory()  # of the engines before this one: what is loaded into it would not be seen
-        resident, begun = resident_bytes(), time.perf_counter()
+        before, begun = held(), time.perf_counter()
         engine.load_adapter(name, path)
         loaded = 1e3 * (time.perf_counter() - begun)
         read, made = _speeds(engine, Use(name, bundle.scale), engine.invocation(name))
-        taken = resident_bytes() - resident
+        taken = held().since(before)
     return {
         "prefill_tokens_per_second": read,
         "decode_tokens_per_second": made,
-        "mb": path.stat().st_size / MB,
+        "mb": bundle.size / MB,
         "memory_mb": taken / MB,
         "load_ms": loaded,
     }

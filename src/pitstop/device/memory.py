@@ -3,7 +3,10 @@
 import ctypes
 import resource
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,39 @@ def resident_bytes() -> int:
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return peak_bytes()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this process has in memory, by where it comes from."""
+
+    anonymous: int  # bytes that no file holds
+    files: Mapping[str, int]  # bytes of mapped files, by name: the system takes such pages back as it likes
+
+    def since(self, before: "Held") -> int:
+        """Return the bytes that came since then: of no file, or of files that were not mapped before."""
+        mapped = sum(size for name, size in self.files.items() if name not in before.files)
+        return self.anonymous - before.anonymous + mapped
+
+
+def held() -> Held:
+    """Return what this process has in memory; where its parts are not told apart, all of it is of no file."""
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return Held(resident_bytes(), {})
+    files: Counter[str] = Counter()
+    anonymous, name = 0, ""
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key in ("Rss", "Anonymous"):
+            size = int(value.split()[0]) * 1024
+            if name:
+                files[name] += size if key == "Rss" else -size  # a page that was written to is of no file any more
+            anonymous += size * (key == "Anonymous")
+        elif "-" in key.partition(" ")[0]:  # a mapping begins: addresses, rights, offset, device, inode, file
+            name = next(iter(line.split(maxsplit=5)[5:]), "")
+    return Held(anonymous, files)
 
 
 def peak_bytes() -> int:
