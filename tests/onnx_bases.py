@@ -44,6 +44,7 @@ SHAPE: dict[str, Any] = {
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "llama, untied": LlamaConfig(**SHAPE | {"num_key_value_heads": 4}, tie_word_embeddings=False),
+    "llama, even": LlamaConfig(**SHAPE | {"intermediate_size": 128}, tie_word_embeddings=False),  # of whole blocks
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SHAPE, head_dim=32, tie_word_embeddings=False),
     "phi3": Phi3Config(**SHAPE, original_max_position_embeddings=256),

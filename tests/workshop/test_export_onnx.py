@@ -133,6 +133,18 @@ def test_eight_bits_of_everything_and_the_embedding_too(name: str, tmp_path: Pat
     assert np.abs(base.logits(export(base, tmp_path / "peft")) - torch_logits(adapted)).max() < 0.1
 
 
+def test_four_bits_take_the_same_adapters(tmp_path: Path) -> None:
+    base = make_base("llama, even", tmp_path, "int4")
+    weights = load_shipped(base.folder, base.graph, torch.float32).eval()
+    original = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    lost = np.abs(torch_logits(original.eval()) - torch_logits(weights)).max()
+    assert np.abs(base.logits() - torch_logits(weights)).max() < lost / 4, "those are the weights it computes with"
+    base.adapted(tmp_path / "peft")
+    adapted = torch_logits(PeftModel.from_pretrained(weights, tmp_path / "peft").eval())
+    assert np.abs(base.logits(export(base, tmp_path / "peft")) - adapted).max() < lost / 4
+    assert np.abs(base.logits() - adapted).max() > lost
+
+
 def test_weights_out_of_q8_0_stay_as_they_are() -> None:
     random = np.random.default_rng(3)
     steps = random.random((40, 3, 1)).astype(np.float16)
