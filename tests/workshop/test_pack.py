@@ -274,6 +274,19 @@ def test_a_base_is_packed_as_it_is(tiny_base: Path, tmp_path: Path) -> None:
     assert bundle.prompting == ref.prompting
 
 
+def test_a_base_that_was_packed_otherwise_is_a_newer_version(tiny_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "tiny"
+    shutil.copytree(tiny_base, base)
+    folder = pack(base)
+    first = manifest(folder)
+    older = replace(first, artifacts=tuple(replace(artifact, pieces=()) for artifact in first.artifacts))
+    records.save_json(older, folder / "bundle.json")
+    again = manifest(pack(base))
+    assert (first.version, again.version) == ("1.0.0", "1.0.1")
+    assert (first.counter, again.counter) == (1, 2)
+    assert manifest(pack(base)) == again
+
+
 def test_a_merged_model_is_packed_if_it_was_judged_itself(
     proven: Project, write_report: Callable[..., RetentionReport], write_parity: Callable[..., Parity]
 ) -> None:

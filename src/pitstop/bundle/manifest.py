@@ -106,6 +106,11 @@ class Bundle:
         return tuple(artifact for artifact in self.artifacts if artifact.role == "part")
 
     @property
+    def size(self) -> int:
+        """Bytes of what runs, all its files."""
+        return sum(artifact.size for artifact in (self.artifact, *self.parts))
+
+    @property
     def merged(self) -> bool:
         """Whether it runs as a model of its own, beside the base it was made from."""
         return self.kind == "adapter" and self.artifact.role == "merged"

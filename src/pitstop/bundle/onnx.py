@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pitstop.bundle.binding import check_base_sha256
-from pitstop.bundle.formats import OnnxAdapterHeader, OnnxGraphHeader
+from pitstop.bundle.binding import BASE_KEY, check_base_sha256
+from pitstop.bundle.formats import (
+    OnnxAdapterHeader,
+    OnnxGraphHeader,
+)
 from pitstop.bundle.formats.onnx_graph import FILES_KEY, FLOAT32
 from pitstop.bundle.formats.tensors import regular_size
 from pitstop.bundle.manifest import Artifact
@@ -23,6 +26,7 @@ from pitstop.errors import FormatError
 from pitstop.files import open_verified
 
 CONFIG_FILE = "genai_config.json"
+TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILE = "model.onnx"  # as the settings call it
 MAX_CONFIG = 1 << 20  # bytes
 FIRST_ROW = "logits.first"  # an input that may be left out: the position from which on logits are computed
@@ -148,6 +152,21 @@ def _only_known(graph: OnnxGraphHeader, settings: Mapping[str, Any]) -> None:
         _broken(graph, f"has settings that a plain decoder has no use for: {', '.join(unknown)}")
     if session.get("provider_options"):
         _broken(graph, "asks for other hardware than the processor (provider_options)")
+
+
+def check_onnx_merged(merged: OnnxGraphHeader, base: OnnxGraphHeader, base_sha256: str) -> None:
+    """Refuse a graph that is not this very base with an adapter in its weights: it answers to the base's tokens.
+
+    Raises:
+        FormatError: a file of it is missing, or it has another tokenizer, vocabulary or shape of KV than the base.
+        BaseMismatch: it was made from another base, or does not say from which.
+    """
+    check_base_sha256(merged.metadata.get(BASE_KEY), base_sha256, where=merged.path)
+    if merged.files.get(TOKENIZER_FILE) != base.files.get(TOKENIZER_FILE):
+        _broken(merged, "has another tokenizer than the base it was made from")
+    made, known = (read_settings(graph, locate(graph)[CONFIG_FILE]) for graph in (merged, base))
+    if made != known:
+        _broken(merged, "has other settings than the base it was made from")
 
 
 def check_onnx_adapter(adapter: OnnxAdapterHeader, graph: OnnxGraphHeader, base_sha256: str) -> None:

@@ -187,7 +187,7 @@ def _within(profile: str | None, device: Path, limits: Any) -> Any:
     release = active_release(device)
     board = profiles.load(profile)
     check_engine(release, profile=board)
-    merged = [bundle.artifact.size for bundle, _ in release.adapters().values() if bundle.merged]
+    merged = [bundle.size for bundle, _ in release.adapters().values() if bundle.merged]
     return within(board, release.base_path(), limits, merged=merged, format=release.base.artifact.format)
 
 

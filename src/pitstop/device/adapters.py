@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pitstop.bundle.binding import is_merged
-from pitstop.bundle.formats import read_gguf, read_onnx_adapter
+from pitstop.bundle.formats import is_onnx_adapter, read_gguf, read_onnx_adapter, read_onnx_graph
 from pitstop.bundle.manifest import Artifact, ArtifactRole, Bundle
+from pitstop.bundle.onnx import parts
 from pitstop.device.metrics import Metrics
 from pitstop.device.request import ServedModel, Stack, UnknownModel
 from pitstop.device.store import ROTTEN
@@ -248,11 +249,9 @@ class Residents:
 
     def _size(self, model: ServedModel) -> int:
         """Return the bytes an adapter takes; 0 if its file is gone, for then its load says so."""
-        try:
-            size = model.path.stat().st_size if model.path else 0
-        except OSError:
+        if model.path is None or not model.path.is_file():
             return 0
-        return size + self._engine.context_bytes if model.bundle.merged else size
+        return model.bundle.size + self._engine.context_bytes if model.bundle.merged else model.bundle.size
 
     def unload(self, model: ServedModel) -> None:
         """Let an adapter leave memory, if it is there; nothing may be evaluated under it."""
@@ -290,13 +289,16 @@ def local_model(name: str, path: Path, base: Bundle) -> ServedModel:
         FormatError: there is no such file, or it is not regular, or not in the format of the base.
     """
     sha256, kind = check_file(path), base.artifact.format
-    role: ArtifactRole = "adapter"
-    if kind == "onnx":
+    others: tuple[Artifact, ...] = ()
+    if kind == "gguf":
+        merged = is_merged(read_gguf(path))
+    elif not (merged := not is_onnx_adapter(path)):
         read_onnx_adapter(path)
-    elif is_merged(read_gguf(path)):
-        role = "merged"
-    artifact = Artifact(role, kind, "", path.name, sha256, path.stat().st_size)
+    else:
+        others = tuple(parts(read_onnx_graph(path)))
+    role: ArtifactRole = "merged" if merged else "adapter"
+    artifacts = (Artifact(role, kind, "", path.name, sha256, path.stat().st_size), *others)
     bundle = dataclasses.replace(
-        base, kind="adapter", name=name, version="local", artifacts=(artifact,), scale=1.0, measured={}, reports={}
+        base, kind="adapter", name=name, version="local", artifacts=artifacts, scale=1.0, measured={}, reports={}
     )
     return ServedModel(name, bundle, path, local=True)

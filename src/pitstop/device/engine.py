@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from pitstop.bundle.binding import check_fits
-from pitstop.bundle.formats import read_gguf, read_onnx_adapter, read_onnx_graph
+from pitstop.bundle.formats import OnnxGraphHeader, read_gguf, read_onnx_adapter, read_onnx_graph
 from pitstop.bundle.manifest import Bundle
-from pitstop.bundle.onnx import CONFIG_FILE, check_onnx_adapter, locate, read_settings
+from pitstop.bundle.onnx import CONFIG_FILE, check_onnx_adapter, check_onnx_merged, locate, read_settings
 from pitstop.device.request import Limits
 from pitstop.device.store import Release
 from pitstop.engines.base import Engine
@@ -88,11 +88,6 @@ def check_formats(release: Release) -> None:
     for artifact in release.artifacts():
         if artifact.format != kind:
             raise FormatError(f"{artifact.name} is {artifact.format!r}, the base of the release is {kind!r}")
-        if kind == "onnx" and artifact.role == "merged":
-            raise FormatError(
-                f"{artifact.name} is merged: the ONNX engine runs attached adapters",
-                cure="ship it attached ([export] delivery)",
-            )
 
 
 def check_files(release: Release) -> None:
@@ -103,16 +98,25 @@ def check_files(release: Release) -> None:
         BaseMismatch: an adapter was made for another base.
     """
     path, sha256 = release.base_path(), release.base.base_sha256
-    adapters = [adapter for _, adapter in release.adapters().values()]
+    adapters = release.adapters()
     if engine_for(release.base.artifact) == "llama":
         base = read_gguf(path)
-        for adapter in adapters:
+        for _, adapter in adapters.values():
             check_fits(read_gguf(adapter), base, sha256)
         return
-    graph = read_onnx_graph(path)
-    listed = {part.sha256 for part in release.base.parts}
-    if missing := [name for name, digest in graph.files.items() if digest not in listed]:
-        raise FormatError(f"the bundle of the base does not list {', '.join(missing)}", where=path)
+    graph = _listed(release.base, path)
     read_settings(graph, locate(graph)[CONFIG_FILE])
-    for adapter in adapters:
-        check_onnx_adapter(read_onnx_adapter(adapter), graph, sha256)
+    for bundle, adapter in adapters.values():
+        if bundle.merged:
+            check_onnx_merged(_listed(bundle, adapter), graph, sha256)
+        else:
+            check_onnx_adapter(read_onnx_adapter(adapter), graph, sha256)
+
+
+def _listed(bundle: Bundle, path: Path) -> OnnxGraphHeader:
+    """Return a graph all of whose files came with its bundle."""
+    graph = read_onnx_graph(path)
+    listed = {part.sha256 for part in bundle.parts}
+    if missing := [name for name, digest in graph.files.items() if digest not in listed]:
+        raise FormatError(f"the bundle of {bundle.name} does not list {', '.join(missing)}", where=path)
+    return graph

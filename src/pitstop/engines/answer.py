@@ -32,6 +32,18 @@ def check_use(use: Use, loaded: Collection[str]) -> tuple[tuple[str, float], ...
     return tuple((name, float(scale)) for name, scale in named if scale != 0.0)
 
 
+def check_merged_alone(named: Sequence[tuple[str, float]], merged: Collection[str]) -> None:
+    """Refuse a merged model with others, or with a scale of its own.
+
+    Raises:
+        UsageError: one of those named is asked for so.
+    """
+    for name, scale in named:
+        if name in merged and (len(named) > 1 or scale != 1.0):
+            what = f"{name} is merged into its base: it has one scale, and cannot be stacked with others"
+            raise UsageError(what, cure="name it alone, without a scale")
+
+
 def check_tokens(tokens: Sequence[int], context_length: int, vocabulary_size: int, *, answer: int = 0) -> None:
     """Refuse a prompt the model cannot take, or that leaves less than ``answer`` tokens of room.
 

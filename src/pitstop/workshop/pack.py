@@ -85,6 +85,9 @@ def _pack_adapter(recipe: Recipe, base: str | None, counter: int | None) -> Path
     parity = records.load_json(Parity, require(compared, "parity result", f"pitstop parity {recipe.run}{own}"))
     _refuse_unproven(recipe, identity, ships, report, parity)
     ref = base_model.load_ref(recipe.base.folder)
+    files = {ships.artifact: ships.path}
+    if (ships.artifact.format, ships.artifact.role) == ("onnx", "merged"):
+        files |= parts(read_onnx_graph(ships.path))
     bundle = Bundle(
         kind="adapter",
         name=recipe.name,
@@ -95,7 +98,7 @@ def _pack_adapter(recipe: Recipe, base: str | None, counter: int | None) -> Path
         base_sha256=ships.base_sha256,
         prompting=replace(ref.prompting, system=recipe.data.system),
         context_length=min(ref.context_length, DEVICE_CONTEXT),
-        artifacts=(ships.artifact,),
+        artifacts=tuple(files),
         scale=ships.scale,
         measured={
             "parity_kl_nats_per_token": parity.kl_nats_per_token,
@@ -105,7 +108,7 @@ def _pack_adapter(recipe: Recipe, base: str | None, counter: int | None) -> Path
         reports={path.name: sha256_file(path) for path in (checked, compared)},
     )
     folder = recipe.run / (FOLDER if not own else f"{FOLDER}-{ships.base}")
-    return _write(bundle, {ships.artifact: ships.path}, folder, counter)
+    return _write(bundle, files, folder, counter)
 
 
 def _refuse_unproven(
@@ -167,9 +170,9 @@ def _write(bundle: Bundle, files: Mapping[Artifact, Path], folder: Path, counter
     bundle = replace(bundle, artifacts=tuple(files))
     before = _before(folder)
     if counter is None:
-        changed = before is not None and replace(bundle, counter=before.counter) != before
+        changed = before is not None and _numbered(bundle, before.counter) != before
         counter = before.counter + changed if before is not None else 1
-    bundle = check_bundle(replace(bundle, counter=counter))
+    bundle = check_bundle(_numbered(bundle, counter))
     targets = {artifact: folder / artifact.name for artifact in files}
     if bundle == before and all(_is(target, artifact) for artifact, target in targets.items()):
         return folder
@@ -182,6 +185,11 @@ def _write(bundle: Bundle, files: Mapping[Artifact, Path], folder: Path, counter
             other.unlink()
     records.save_json(bundle, folder / MANIFEST_FILE)
     return folder
+
+
+def _numbered(bundle: Bundle, counter: int) -> Bundle:
+    """Return the bundle with a counter; a base, whose version nobody writes down, has one that rises with it."""
+    return replace(bundle, counter=counter, version=f"1.0.{counter - 1}" if bundle.kind == "base" else bundle.version)
 
 
 def _with_pieces(artifact: Artifact, path: Path) -> Artifact:

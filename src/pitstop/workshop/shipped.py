@@ -34,8 +34,7 @@ def load_shipped(recipe: Recipe, base: str | None = None) -> Shipped:
         base: precision of the base artifact it is to run beside; None: the one the recipe trains on.
 
     Raises:
-        UsageError: it is not made yet, or not for this artifact, was merged at another scale, or is one that devices
-            do not run.
+        UsageError: it is not made yet, or not for this artifact, or was merged at another scale.
         BrokenInput: the file is not the one that was made.
     """
     base = base or recipe.base.artifact
@@ -53,12 +52,6 @@ def load_shipped(recipe: Recipe, base: str | None = None) -> Shipped:
     if base != recipe.base.artifact:
         raise UsageError(f"{recipe.name} ships merged, and so for {recipe.base.artifact} only")
     merged, path = load_merged(recipe)
-    if merged.artifact.format == "onnx":
-        raise UsageError(
-            "a device runs ONNX with attached adapters; a merged one is a model of its own",
-            where=path,
-            cure='ship it attached ([export] delivery), or merge it into a GGUF ([base] artifact = "q8_0")',
-        )
     if merged.scale != recipe.scale:
         raise UsageError(
             f"{recipe.name} was merged at scale {merged.scale}, the recipe says {recipe.scale}",

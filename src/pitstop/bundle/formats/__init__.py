@@ -5,7 +5,7 @@ offset before it is compared with the bytes that are there. Every malformation i
 """
 
 from pitstop.bundle.formats.gguf import MAX_DIMENSIONS, GgufHeader, SkippedArray, read_gguf
-from pitstop.bundle.formats.onnx_adapter import OnnxAdapterHeader, read_onnx_adapter
+from pitstop.bundle.formats.onnx_adapter import OnnxAdapterHeader, is_onnx_adapter, read_onnx_adapter
 from pitstop.bundle.formats.onnx_graph import OnnxGraphHeader, read_onnx_graph
 from pitstop.bundle.formats.safetensors import SafetensorsHeader, read_safetensors
 from pitstop.bundle.formats.tensors import TensorInfo
@@ -18,6 +18,7 @@ __all__ = [
     "SafetensorsHeader",
     "SkippedArray",
     "TensorInfo",
+    "is_onnx_adapter",
     "read_gguf",
     "read_onnx_adapter",
     "read_onnx_graph",

@@ -46,6 +46,19 @@ class OnnxAdapterHeader:
     file_size: int  # bytes
 
 
+def is_onnx_adapter(path: Path) -> bool:
+    """Tell whether a file begins as an `.onnx_adapter` does.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(8)[4:] == IDENTIFIER
+    except OSError as error:
+        raise FormatError(f"cannot read {path.name}: {error.strerror or error}", where=path) from error
+
+
 def note(base_sha256: str, invocation: tuple[int, ...] = ()) -> bytes:
     """Return what is appended to an adapter file to bind it to its base."""
     entries: dict[str, Any] = {"base_sha256": base_sha256} | ({"invocation": list(invocation)} if invocation else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from pitstop.bundle.binding import check_fits, invocation_of, is_merged
 from pitstop.bundle.formats import GgufHeader, read_gguf
-from pitstop.engines.answer import check_use
+from pitstop.engines.answer import check_merged_alone, check_use
 from pitstop.engines.base import Use
 from pitstop.engines.invocation import NEVER, active_from
 from pitstop.engines.llama.native import Model
@@ -87,10 +87,7 @@ class Adapters:
         if activated and len(named) > 1:
             what = f"{activated[0]} is an activated adapter, which cannot be stacked with others"
             raise UsageError(what, cure="name it alone")
-        for name, scale in named:
-            if self._loaded[name].model is not None and (len(named) > 1 or scale != 1.0):
-                what = f"{name} is merged into its base: it has one scale, and cannot be stacked with others"
-                raise UsageError(what, cure="name it alone, without a scale")
+        check_merged_alone(named, {name for name, _ in named if self._loaded[name].model is not None})
         start = active_from(tokens, self._loaded[activated[0]].invocation) if activated else 0
         if start == NEVER:
             return BASE_TAG

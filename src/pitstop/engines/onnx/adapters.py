@@ -1,4 +1,4 @@
-"""What is loaded beside an ONNX base, and the tensors that a request's adapters and scales come to.
+"""What is loaded beside an ONNX base: merged models, and the tensors that a request's adapters and scales come to.
 
 The graph takes one pair of tensors for each projection. So what a request is computed under is one set of tensors, for
 every projection: adapters that are asked for together are put side by side (A = [A1 | A2], B = [w1 B1; w2 B2]), which
@@ -14,11 +14,18 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pitstop.bundle.formats import OnnxAdapterHeader, OnnxGraphHeader, read_onnx_adapter
-from pitstop.bundle.onnx import A, B, check_onnx_adapter, sites
-from pitstop.engines.answer import check_use
+from pitstop.bundle.formats import (
+    OnnxAdapterHeader,
+    OnnxGraphHeader,
+    is_onnx_adapter,
+    read_onnx_adapter,
+    read_onnx_graph,
+)
+from pitstop.bundle.onnx import A, B, check_files, check_onnx_adapter, check_onnx_merged, sites
+from pitstop.engines.answer import check_merged_alone, check_use
 from pitstop.engines.base import Use
 from pitstop.engines.invocation import NEVER, active_from
+from pitstop.engines.onnx.native import Model
 from pitstop.engines.sessions import BASE_TAG, Tag
 from pitstop.errors import FormatError, UsageError
 from pitstop.files import open_verified, sha256_file
@@ -32,12 +39,13 @@ _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 
 @dataclass(frozen=True)
 class Loaded:
-    """One adapter."""
+    """One adapter, or one merged model."""
 
     generation: int
     path: Path
     sha256: str  # of its file, which is read again for other scales
-    invocation: tuple[int, ...]
+    invocation: tuple[int, ...] = ()
+    model: Model | None = None  # a merged one
 
 
 class Adapters:
@@ -47,21 +55,23 @@ class Adapters:
         self,
         graph: OnnxGraphHeader,
         base_sha256: str,
-        load: Callable[[str, Tensors, Path], None],
-        unload: Callable[[str], None],
+        base: Model,
+        open_model: Callable[[OnnxGraphHeader], Model],
     ) -> None:
         """Begin with none.
 
         Args:
-            load, unload: give a set of tensors to the library under a name, and take it back.
+            base: takes the sets of tensors.
+            open_model: loads a merged one.
         """
         self._graph, self._base_sha256 = graph, base_sha256
-        self._load, self._unload = load, unload
+        self._base, self._open_model = base, open_model
         self._sites = sites(graph)
         self._loaded: dict[str, Loaded] = {}
         self._generation = self._sets = 0
         self._native: dict[Weights, str] = {}  # sets the library has, least recently used first, with their names
         self._doomed: list[str] = []  # sets that nobody will ask for again
+        self._gone: list[Model] = []  # merged models that nobody will ask for again
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,6 +83,11 @@ class Adapters:
         """Sets of tensors that the library still has, and that nobody will ask for again."""
         return frozenset(self._doomed)
 
+    @property
+    def gone(self) -> tuple[Model, ...]:
+        """Merged models that are in memory, and that nobody will ask for again."""
+        return tuple(self._gone)
+
     def load(self, name: str, path: Path, sha256: str | None) -> None:
         """Load a file under a name that is free.
 
@@ -83,9 +98,13 @@ class Adapters:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
         sha256 = sha256 or sha256_file(path)
         with open_verified(path, sha256) as file:
-            invocation = self._checked(path, file).invocation
+            merged = not is_onnx_adapter(path)
+            invocation = () if merged else self._checked(path, file).invocation
+        model = self._merged(path) if merged else None
         self._generation += 1
-        self._loaded[name] = Loaded(self._generation, path, sha256, invocation)
+        self._loaded[name] = Loaded(self._generation, path, sha256, invocation, model)
+        if merged:
+            return
         try:
             self.native(Tag(((name, self._generation, 1.0),)))
         except BaseException:
@@ -96,6 +115,12 @@ class Adapters:
         header = read_onnx_adapter(path, file)
         check_onnx_adapter(header, self._graph, self._base_sha256)
         return header
+
+    def _merged(self, path: Path) -> Model:
+        graph = read_onnx_graph(path)
+        check_onnx_merged(graph, self._graph, self._base_sha256)
+        check_files(graph)
+        return self._open_model(graph)
 
     def _tensors(self, loaded: Loaded) -> Tensors:
         """Read what was loaded, in 32-bit floats."""
@@ -110,7 +135,10 @@ class Adapters:
 
     def unload(self, name: str) -> None:
         """Forget one, and every set it is in."""
-        generation = self._loaded.pop(name).generation
+        loaded = self._loaded.pop(name)
+        generation = loaded.generation
+        if loaded.model is not None:
+            self._gone.append(loaded.model)
         for weights in [w for w in self._native if any(one[1] == generation for one in w)]:
             self._doomed.append(self._native.pop(weights))
 
@@ -134,27 +162,38 @@ class Adapters:
         if activated and len(named) > 1:
             what = f"{activated[0]} is an activated adapter, which cannot be stacked with others"
             raise UsageError(what, cure="name it alone")
+        check_merged_alone(named, {name for name, _ in named if self._loaded[name].model is not None})
         start = active_from(tokens, self._loaded[activated[0]].invocation) if activated else 0
         if start == NEVER:
             return BASE_TAG
         return Tag(tuple((name, self._loaded[name].generation, scale) for name, scale in named), start)
 
-    def native(self, tag: Tag) -> str:
-        """Return the library's name of a tag's set of tensors, which is loaded if it is not.
+    def model(self, tag: Tag) -> Model:
+        """Return whose weights a tag is computed with: a merged model's, or the base's.
+
+        Raises:
+            UsageError: what it names was unloaded since.
+        """
+        for name, generation, _ in tag.adapters:
+            if name not in self._loaded or self._loaded[name].generation != generation:
+                raise UsageError(f"the adapter {name!r} was unloaded in the middle of an answer")
+        return (self._loaded[tag.names[0]].model if tag.adapters else None) or self._base
+
+    def native(self, tag: Tag) -> str | None:
+        """Return the library's name of a tag's set of tensors, which is loaded if it is not; None: it needs none.
 
         Raises:
             UsageError: an adapter of it was unloaded since.
             BrokenInput: the library refuses it, or there is no room.
         """
-        for name, generation, _ in tag.adapters:
-            if name not in self._loaded or self._loaded[name].generation != generation:
-                raise UsageError(f"the adapter {name!r} was unloaded in the middle of an answer")
+        if self.model(tag) is not self._base:
+            return None
         known = self._native.pop(tag.adapters, None)
         if known is None:
             self._sets += 1
             known = f"set{self._sets}"
             path = self._loaded[tag.names[0]].path if tag.adapters else self._graph.path
-            self._load(known, self._compose(tag.adapters), path)
+            self._base.load_adapter(known, self._compose(tag.adapters), path)
         self._native[tag.adapters] = known
         return known
 
@@ -168,15 +207,23 @@ class Adapters:
             found[site + B] = np.concatenate([*b, np.zeros((0, shape.outputs), np.float32)], axis=0)
         return found
 
-    def tidy(self, held: Collection[str]) -> None:
-        """Give back what nobody will ask for again, and sets beyond COMPOSED, but for those that are held."""
+    def tidy(self, held: Collection[str], running: Collection[Model]) -> None:
+        """Give back what nobody will ask for again, and sets beyond COMPOSED, but for what is held or runs."""
+        for model in [model for model in self._gone if model not in running]:
+            self._gone.remove(model)
+            model.close()
         plain = {((name, loaded.generation, 1.0),) for name, loaded in self._loaded.items()} | {()}
         composed = [weights for weights, name in self._native.items() if weights not in plain and name not in held]
         for weights in composed[: max(0, len(composed) - COMPOSED)]:
             self._doomed.append(self._native.pop(weights))
         for name in [name for name in self._doomed if name not in held]:
             self._doomed.remove(name)
-            self._unload(name)
+            self._base.unload_adapter(name)
+
+    def close(self) -> None:
+        """Give back merged models; conversations must be gone, and the base gives back the rest."""
+        for model in (*self._gone, *(loaded.model for loaded in self._loaded.values() if loaded.model)):
+            model.close()
 
 
 def _finite(values: NDArray[np.float32], name: str, header: OnnxAdapterHeader) -> NDArray[np.float32]:

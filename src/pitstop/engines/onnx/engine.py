@@ -7,6 +7,7 @@ may stay in memory, the one that was used longest ago makes room: its generator 
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class OnnxEngine(Engine):
         self._conversations: dict[int, Conversation] = {}  # by sequence of a session; those that were ever begun
         self._scratch: Conversation | None = None  # for what is evaluated from nothing
         self._scratch_taken = False
-        self._adapters = Adapters(graph, base_sha256, self._model.load_adapter, self._model.unload_adapter)
+        self._adapters = Adapters(graph, base_sha256, self._model, partial(Model, threads=threads or cores()))
         self._closed = False
 
     def _check_size(self, sequences: int) -> None:
@@ -120,16 +121,21 @@ class OnnxEngine(Engine):
         self._tidy()
 
     def _tidy(self) -> None:
-        """Give back adapters that were unloaded, and with them the idle generators that were ever given one."""
-        doomed = self._adapters.doomed
-        if self._scratch is not None and not self._scratch_taken and doomed.intersection(self._scratch.given):
+        """Give back what was unloaded, and with it the idle generators that were ever given it, or are of it."""
+        if not self._scratch_taken and self._is_over(self._scratch):
             self._forget_scratch()
         for session in self._sessions:
-            conversation = self._conversations.get(session.sequence)
-            if conversation is not None and not session.busy and doomed.intersection(conversation.given):
+            if not session.busy and self._is_over(self._conversations.get(session.sequence)):
                 self._empty(session)
         live = [*self._conversations.values(), *([self._scratch] if self._scratch is not None else [])]
-        self._adapters.tidy({name for conversation in live for name in conversation.given})
+        held = {name for conversation in live for name in conversation.given}
+        self._adapters.tidy(held, {conversation.model for conversation in live})
+
+    def _is_over(self, conversation: Conversation | None) -> bool:
+        if conversation is None:
+            return False
+        given, model = self._adapters.doomed.intersection(conversation.given), conversation.model
+        return bool(given) or model in self._adapters.gone
 
     def _empty(self, session: Session) -> None:
         session.tag, session.tokens = None, []
@@ -206,13 +212,14 @@ class OnnxEngine(Engine):
 
         It is the one given, or else an empty one with room for ``length`` tokens, which takes its place.
         """
-        if conversation is not None and conversation.length >= length and guide in (None, conversation.guide):
+        model, same = self._adapters.model(tag), guide in (None, conversation.guide if conversation else None)
+        if conversation is not None and conversation.model is model and conversation.length >= length and same:
             changes = [self._adapters.native(BASE_TAG)] if kept < min(tag.active_from, count) else []
             changes += [self._adapters.native(tag)] if tag.active_from < count else []
-            if not (tag.adapters or conversation.given) or conversation.takes(changes):
+            if not (tag.adapters or conversation.given) or conversation.takes([name for name in changes if name]):
                 conversation.rewind(kept)
                 return conversation
-        made = self._model.conversation(length, guide, every_row=every_row)
+        made = model.conversation(length, guide, every_row=every_row)
         if conversation is not None:
             conversation.close()
         return made
@@ -223,8 +230,9 @@ class OnnxEngine(Engine):
         plain = at < tag.active_from
         end = min(len(tokens), at + PORTION, tag.active_from if plain and tag.adapters else len(tokens))
         acting = BASE_TAG if plain and tag.adapters else tag
-        if acting.adapters or conversation.given:  # one that was never given an adapter is the base's as it is
-            conversation.set_adapter(self._adapters.native(acting))
+        # One that was never given an adapter is the base's as it is, and a merged model's takes none.
+        if (acting.adapters or conversation.given) and (name := self._adapters.native(acting)):
+            conversation.set_adapter(name)
         conversation.append(tokens[at:end])
         return end
 
@@ -278,7 +286,7 @@ class OnnxEngine(Engine):
         return stream
 
     def _left(self) -> None:
-        if not self._closed and self._adapters.doomed:
+        if not self._closed and (self._adapters.doomed or self._adapters.gone):
             self._tidy()
 
     def advance(self, streams: Sequence[Stream], *, others_wait: bool = False) -> list[Piece | None]:
@@ -300,7 +308,7 @@ class OnnxEngine(Engine):
         session = stream.session
         conversation = self._conversations[session.sequence]
         if stream.guided and stream.usage.completion_tokens:
-            self._adapters.native(stream.tag)  # or it was unloaded
+            self._adapters.model(stream.tag)  # or it was unloaded
             row = conversation.row()
             session.tokens += stream.waiting
             stream.waiting = []
@@ -349,4 +357,5 @@ class OnnxEngine(Engine):
             for conversation in self._conversations.values():
                 conversation.close()
             self._forget_scratch()
+            self._adapters.close()
             self._model.close()

@@ -188,7 +188,7 @@ class Conversation:
         self.guide = guide
         self.under: str | None = None  # the adapter that was set last
         self.given: list[str] = []  # all that were ever set: they cannot be unloaded while this lives
-        self._model = model
+        self.model = model
         self._generator: Any = generator
 
     def takes(self, names: Sequence[str]) -> bool:
@@ -200,25 +200,25 @@ class Conversation:
         """Compute under an adapter from now on, one with tensors for every projection; what was computed stays."""
         if name == self.under:
             return
-        with translated("change adapters", self._model.path):
-            self._generator.set_active_adapter(self._model.adapters, name)
+        with translated("change adapters", self.model.path):
+            self._generator.set_active_adapter(self.model.adapters, name)
         self.given.append(name)
         self.under = name
 
     def rewind(self, length: int) -> None:
         """Keep the first tokens only."""
         if length < self._generator.token_count():
-            with translated("rewind a conversation", self._model.path):
+            with translated("rewind a conversation", self.model.path):
                 self._generator.rewind_to(length)
 
     def append(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens at the end, PORTION of them at most."""
-        with translated(f"evaluate {len(tokens)} tokens", self._model.path):
+        with translated(f"evaluate {len(tokens)} tokens", self.model.path):
             self._generator.append_tokens(np.array(tokens, np.int32))
 
     def row(self) -> NDArray[np.float32]:
         """Return the logits after the last token, shape (vocabulary,); a token that was chosen is evaluated first."""
-        with translated("evaluate a token", self._model.path):
+        with translated("evaluate a token", self.model.path):
             row: NDArray[np.float32] = self._generator.get_logits().reshape(-1)
             return row
 
@@ -227,7 +227,7 @@ class Conversation:
 
         Of a conversation that was opened for every row.
         """
-        with translated("read logits", self._model.path):
+        with translated("read logits", self.model.path):
             every: Logits = self._generator.get_output("logits")
             return every[0, -count:]
 
@@ -237,7 +237,7 @@ class Conversation:
 
     def choose(self, row: NDArray[np.float32]) -> int:
         """Choose the likeliest token of a row that the guide allows; it counts as appended, and is evaluated later."""
-        with translated("choose a token", self._model.path):
+        with translated("choose a token", self.model.path):
             self._generator.set_logits(row.reshape(1, -1))
             self._generator.generate_next_token()
             return int(self._generator.get_next_tokens()[0])
