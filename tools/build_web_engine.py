@@ -5,6 +5,7 @@ compiled stays in the user's cache folder, so that a second call only compiles w
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -42,7 +43,9 @@ def build(variant: str, target: Path = TARGET, program: str = "engine") -> Path:
             cure=f"apt-get install {' '.join(missing)} (on Debian), then again",
         )
     sources = patched_sources()
-    built = sources.with_name(f"{sources.name}-{variant}")
+    # CMake keeps paths: another checkout has a folder of its own.
+    checkout = hashlib.sha256(str(SOURCES).encode()).hexdigest()[:6]
+    built = sources.with_name(f"{sources.name}-{variant}-{checkout}")
     _run("emcmake", "cmake", "-G", "Ninja", "-S", SOURCES, "-B", built, f"-DLLAMA={sources}",
          f"-DVARIANT={variant}", "-DEMSCRIPTEN_SYSTEM_PROCESSOR=wasm32")  # fmt: skip
     _run("ninja", "-C", built, "-j", len(os.sched_getaffinity(0)), program)

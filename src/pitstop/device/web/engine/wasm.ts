@@ -9,7 +9,7 @@ import { Module, words, type Placing } from "./module.js";
 const BATCH = 64; // tokens evaluated at once: more of them cost memory and are hardly faster
 const MOST_THREADS = 4;
 const MOST_SEQUENCES = 8;
-const CONVERSATIONS = 192 * 1024 * 1024; // bytes that conversations may take together, if that is enough for one
+const CONVERSATIONS = 144 * 1024 * 1024; // bytes that conversations may take together, if that is enough for one
 const MEMORY_LIMIT = 2 ** 31; // what wasm32 is linked for
 const TOKEN_BYTES = 256; // of one token's text, at first
 const NULL = 0;
@@ -109,7 +109,7 @@ export class WasmEngine implements Engine {
       return `the adapter ${name} was trained on ${bases}: install the base it was trained on`;
     }
     if (this.#module.calls._adapter_is_activated(pointer)) {
-      return `the adapter ${name} is an activated LoRA, which the page's engine cannot run: ship it merged`;
+      return `the adapter ${name} is an activated LoRA, which the page's engine cannot run: ask the publisher for a plain one`;
     }
     return null;
   }

@@ -70,6 +70,6 @@ export interface Config {
   repository: string; // URL, relative to the page
   channel: string;
   root: string; // the publisher's 1.root.json, as signed
-  budget: number; // bytes of memory that base and adapters may take
+  budget: number; // bytes of memory the page may take: base, adapters, conversations
   context_length: number; // tokens a conversation may have
 }

@@ -17,6 +17,7 @@ export type { Artifact, Bundle } from "./manifest.js";
 
 const LOCK = "pitstop";
 const RESERVE = 32 << 20; // bytes of the browser's quota that stay free
+const ROOM = 224 << 20; // bytes of memory that conversations and computing take beside the files
 
 /** A complete release in the store. */
 export interface Installed {
@@ -59,7 +60,7 @@ export interface Given {
   repository: string; // its address
   root: Uint8Array; // the publisher's 1.root.json, got with the page
   channel: string;
-  budget: number; // bytes of base and adapters this phone may hold in memory
+  budget: number; // bytes of memory the page may take: base, adapters, conversations
   locks?: Pick<LockManager, "request">;
   estimate?: () => Promise<StorageEstimate>;
   clock?: () => number; // seconds since 1970
@@ -181,7 +182,7 @@ export class Device {
       }
     }
     install(await this.store.states.read(), release.sha256); // a bad release is refused before it is fetched
-    const held = artifactsOf(release).reduce((sum, { size }) => sum + size, 0);
+    const held = artifactsOf(release).reduce((sum, { size }) => sum + size, ROOM);
     if (held > this.given.budget) {
       const what = `This takes ${megabytes(held)} of memory, this phone has ${megabytes(this.given.budget)} for it`;
       throw new DeviceError("refused", `${what}: ask the publisher for a smaller base or fewer adapters`);
