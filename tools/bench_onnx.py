@@ -20,7 +20,7 @@ from material import prompt
 from measured import Row, header, parser, report, row
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pitstop.device.memory import give_back_freed_memory, resident_bytes
+from pitstop.device.memory import give_back_freed_memory, held
 from pitstop.engines.base import PLAIN_BASE, Sampling, Usage, Use, divergence
 from pitstop.engines.onnx import OnnxEngine
 from pitstop.engines.torch import TorchEngine
@@ -212,10 +212,10 @@ def _growth(swaps: int, swap: Callable[[int], object]) -> float:
     for number in range(swaps // 10):
         swap(number)
     give_back_freed_memory()
-    before = resident_bytes()
+    before = held()
     for number in range(swaps):
         swap(number)
-    return (resident_bytes() - before) / MB
+    return held().since(before) / MB
 
 
 def _logits(threads: int) -> list[Row]:
