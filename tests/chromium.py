@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from browser import PATIENCE, Page, PageError
+
 DRIVER = Path(__file__).with_name("chromium_driver.mjs")
 WEB = Path(__file__).parents[1] / "src" / "pitstop" / "device" / "web"
 PROGRAM = "chromium"
-PATIENCE = 60  # seconds; what takes this long hangs
 # No sandbox, for tests may run as root; nothing is asked of hosts that have no part in the tests.
 FLAGS = (
     "--no-sandbox",
@@ -32,12 +33,8 @@ def lacking() -> list[str]:
     return programs + [name for name in built if not (WEB / name).is_file()]
 
 
-class PageError(AssertionError):
-    """The browser could not do what a test asked."""
-
-
 @dataclass(frozen=True)
-class Tab:
+class Tab(Page):
     """One tab."""
 
     chromium: "Chromium"
@@ -56,31 +53,13 @@ class Tab:
         self.chromium.do(None, "crash", self.number)
 
     def goto(self, url: str) -> None:
-        """Load an address."""
         self.call("goto", url)
 
     def run(self, script: str) -> Any:
-        """Return the value of an expression in the page."""
         return self.call("evaluate", script)
 
-    def wait(self, condition: str) -> None:
-        """Wait until an expression in the page is true."""
-        try:
-            self.call("waitForFunction", condition, {"timeout": PATIENCE * 1000, "polling": 50})
-        except PageError as error:
-            shown = self.run("document.body.innerText")
-            raise PageError(f"never came true: {condition}\n{error}\nthe page shows:\n{shown}") from error
-
-    def wait_for_text(self, text: str, where: str = "body") -> str:
-        """Wait until an element shows a text, and return all of its text."""
-        element = f"(document.querySelector({json.dumps(where)})?.innerText ?? '')"
-        self.wait(f"{element}.includes({json.dumps(text)})")
-        return str(self.run(element))
-
-    def press(self, selector: str) -> None:
-        """Press a button once it can be."""
-        self.wait(f"document.querySelector({json.dumps(selector)})?.disabled === false")
-        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+    def wait_until(self, condition: str) -> None:
+        self.call("waitForFunction", condition, {"timeout": PATIENCE * 1000, "polling": 50})
 
     def press_key(self, key: str) -> None:
         """Press a key of the keyboard."""

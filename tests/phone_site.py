@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chromium import WEB, Chromium, Tab, lacking, started
+from chromium import WEB, Chromium, lacking, started
 from delivery import Publisher, Server, serve, write_bundle
 from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
 from pitstop.device.web import web
@@ -67,7 +67,7 @@ class Site(Publisher):
 class Visitor:
     """Someone with the page in a tab."""
 
-    tab: Tab
+    tab: Any  # a Page; Chromium's can do more
     server: Server
 
     @classmethod
