@@ -12,9 +12,9 @@ import pytest
 
 from chromium import WEB, Chromium, lacking, started
 from delivery import Publisher, Server, serve, write_bundle
-from pitstop.bundle.manifest import Artifact, Bundle, BundleKind, Prompting
+from pitstop.bundle.manifest import PIECE, Artifact, Bundle, BundleKind, Prompting
 from pitstop.device.web import web
-from pitstop.files import sha256_file
+from pitstop.files import sha256_file, sha256_pieces
 from tiny_models import tiny_adapter, tiny_base
 
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
@@ -41,7 +41,8 @@ class Site(Publisher):
         folder = self._new_folder()
         folder.mkdir()
         (folder / path.name).symlink_to(path)
-        artifact = Artifact(kind, "gguf", "q8_0", path.name, sha256_file(path), path.stat().st_size)
+        sha256, pieces = sha256_pieces(path, PIECE)
+        artifact = Artifact(kind, "gguf", "q8_0", path.name, sha256, path.stat().st_size, pieces)
         bundle = Bundle(
             kind=kind,
             name=name,
