@@ -9,7 +9,8 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tools/l
 
 WEB := src/pitstop/device/web
 # program:Debian package
-WEB_NEEDS := chromium:chromium em++:emscripten cmake:cmake ninja:ninja-build patch:patch node:nodejs npm:npm
+WEB_NEEDS := chromium:chromium em++:emscripten cmake:cmake ninja:ninja-build patch:patch node:nodejs npm:npm \
+	WebKitWebDriver:webkit2gtk-driver Xvfb:xvfb
 
 .PHONY: help venv demo web test test-web test-boards lint types bench clean
 
@@ -43,7 +44,7 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 test: venv ## all tests but those of the two below, a file at a time on each of two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not web and not board"
 
-test-web: ## the page in Chromium; installs what that needs (as root, on Debian)
+test-web: ## the page in Chromium and WebKit; installs what that needs (as root, on Debian)
 	@$(foreach pair,$(WEB_NEEDS),command -v $(firstword $(subst :, ,$(pair))) >/dev/null || missing="$$missing $(lastword $(subst :, ,$(pair)))";) \
 	[ -z "$$missing" ] || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; }
 	$(MAKE) web
