@@ -15,7 +15,10 @@ from pitstop.packages import cache_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes: else one process ends with it while the other has nothing left to do."""
+    """Begin with what takes minutes: else one process ends with it while the other has nothing left to do.
+
+    That holds with `--no-loadscope-reorder`: pytest-xdist begins with the files of most tests otherwise.
+    """
     items.sort(key=lambda item: "flow" not in item.path.parts)
 
 
