@@ -47,11 +47,13 @@ class OnnxAdapterHeader:
 
 
 def is_onnx_adapter(path: Path) -> bool:
-    """Tell whether a file begins as an `.onnx_adapter` does.
+    """Tell whether a file is named `.onnx_adapter`, or begins as one does.
 
     Raises:
         FormatError: it cannot be read.
     """
+    if path.suffix == ".onnx_adapter":
+        return True
     try:
         with path.open("rb") as file:
             return file.read(8)[4:] == IDENTIFIER
