@@ -30,8 +30,7 @@ def project(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("bases").mkdir()
     Path("bases", smollm2.NAME).symlink_to(prepared)
     forgetful.build(Path("data/forgetful"))
-    shortest = sorted(library.functions(library.SUITE_MODULES), key=len)
-    items = [TextItem(str(at), str(at), text) for at, text in enumerate(shortest)]
+    items = [TextItem(str(at), str(at), text) for at, text in enumerate(library.functions(library.SUITE_MODULES))]
     code = make("code", "text", items[:DOCUMENTS], license="PSF-2.0", source="Python", description="functions")
     suites.save(code, Path("suites", "code"))
     replay = "".join(f"{json.dumps({'text': text.text})}\n" for text in items[DOCUMENTS : DOCUMENTS + 32])
