@@ -1,5 +1,6 @@
 """A model merged for ONNX Runtime, beside its base: asked for as an adapter is, and delivered with all of its files."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 
 from delivery import Publisher
+from onnx_files import random_onnx_adapter
 from pitstop.bundle.manifest import BaseRef
 from pitstop.device.engine import check_files
 from pitstop.device.request import Limits
@@ -28,7 +30,7 @@ from pitstop.workshop.parity import parity
 from workbench import TEXTS, Project
 
 TEXT = "make the kitchen red"
-MERGED = Use("merged")
+MERGED, ATTACHED = Use("merged"), Use("attached")
 OPTIONS = {"context_length": 64, "sequences": 2, "threads": 1}
 
 
@@ -60,24 +62,34 @@ def answer(engine: OnnxEngine, use: Use, usage: Usage | None = None) -> list[int
     return [piece.token for piece in engine.generate(engine.tokenize(TEXT), use, Sampling(max_tokens=8), usage)]
 
 
-def test_beside_its_base_it_computes_what_it_computes_alone(onnx_base: Path, ref: BaseRef, merged: Path) -> None:
+def test_beside_its_base_it_computes_what_it_computes_alone(
+    onnx_base: Path, ref: BaseRef, merged: Path, tmp_path: Path
+) -> None:
     with OnnxEngine(merged, base_sha256="0" * 64, **OPTIONS) as alone:
         tokens = alone.tokenize(TEXT)
         logits, answers = alone.logits(tokens), answer(alone, PLAIN_BASE)
     with base_engine(onnx_base, ref) as engine:
         plain, said = engine.logits(tokens), answer(engine, PLAIN_BASE)
+        engine.load_adapter("attached", random_onnx_adapter(tmp_path / "a.onnx_adapter", engine.path, 1))
+        moved, told = engine.logits(tokens, ATTACHED), answer(engine, ATTACHED)
         engine.load_adapter("merged", merged)
-        assert np.abs(plain - logits).max() > 0.1
+        for one, other in itertools.combinations((plain, logits, moved), 2):
+            assert np.abs(one - other).max() > 0.1
         for _ in range(2):
             assert np.array_equal(engine.logits(tokens, MERGED), logits)
+            assert np.array_equal(engine.logits(tokens, ATTACHED), moved)
             assert np.array_equal(engine.logits(tokens), plain)
-        for use, expected in ((MERGED, answers), (PLAIN_BASE, said), (MERGED, answers)):
+        for use, expected in ((MERGED, answers), (ATTACHED, told), (PLAIN_BASE, said), (MERGED, answers)):
             assert answer(engine, use) == expected
         usage = Usage()
         assert answer(engine, MERGED, usage) == answers
         assert usage.reused_tokens == usage.prompt_tokens - 1, "its own conversation, whatever came between"
-        for use in (Use("merged", 0.5), Use("merged", 1.0, (("merged", 1.0),))):
-            with pytest.raises(UsageError, match=r"merged is merged into its base|named twice"):
+        for use in (
+            Use("merged", 0.5),
+            Use("merged", 1.0, (("attached", 1.0),)),
+            Use("attached", 1.0, (("merged", 1.0),)),
+        ):
+            with pytest.raises(UsageError, match="merged is merged into its base"):
                 engine.logits(tokens, use)
 
 

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pitstop.bundle.binding import BASE_KEY, check_base_sha256
-from pitstop.bundle.formats import (
-    OnnxAdapterHeader,
-    OnnxGraphHeader,
-)
+from pitstop.bundle.formats import OnnxAdapterHeader, OnnxGraphHeader
 from pitstop.bundle.formats.onnx_graph import FILES_KEY, FLOAT32
 from pitstop.bundle.formats.tensors import regular_size
 from pitstop.bundle.manifest import Artifact

@@ -98,12 +98,12 @@ class Adapters:
             raise UsageError(f"an adapter {name!r} is already loaded", cure="unload it first, or choose another name")
         sha256 = sha256 or sha256_file(path)
         with open_verified(path, sha256) as file:
-            merged = not is_onnx_adapter(path)
-            invocation = () if merged else self._checked(path, file).invocation
-        model = self._merged(path) if merged else None
+            is_adapter = is_onnx_adapter(path)
+            invocation = self._checked(path, file).invocation if is_adapter else ()
+        model = None if is_adapter else self._merged(path)
         self._generation += 1
         self._loaded[name] = Loaded(self._generation, path, sha256, invocation, model)
-        if merged:
+        if model is not None:
             return
         try:
             self.native(Tag(((name, self._generation, 1.0),)))

@@ -212,8 +212,8 @@ class OnnxEngine(Engine):
 
         It is the one given, or else an empty one with room for ``length`` tokens, which takes its place.
         """
-        model, same = self._adapters.model(tag), guide in (None, conversation.guide if conversation else None)
-        if conversation is not None and conversation.model is model and conversation.length >= length and same:
+        model = self._adapters.model(tag)
+        if conversation is not None and conversation.serves(model, length, guide):
             changes = [self._adapters.native(BASE_TAG)] if kept < min(tag.active_from, count) else []
             changes += [self._adapters.native(tag)] if tag.active_from < count else []
             if not (tag.adapters or conversation.given) or conversation.takes([name for name in changes if name]):

@@ -191,6 +191,10 @@ class Conversation:
         self.model = model
         self._generator: Any = generator
 
+    def serves(self, model: Model, length: int, guide: str | None) -> bool:
+        """Tell whether it is of this model, has room for so many tokens, and follows the guide, if there is one."""
+        return self.model is model and self.length >= length and guide in (None, self.guide)
+
     def takes(self, names: Sequence[str]) -> bool:
         """Tell whether these adapters can be set one after the other; else a new conversation is needed."""
         changes = sum(name != before for before, name in zip([self.under, *names[:-1]], names, strict=False))
