@@ -60,7 +60,7 @@ lint: venv ## style and import rules
 types: venv ## mypy, strict
 	$(BIN)/mypy
 
-bench: venv ## every benchmark beside its peer, into bench/*.json
+bench: web ## every benchmark beside its peer, into bench/*.json
 	@mkdir -p bench && for script in $(wildcard tools/bench_*.py); do $(BIN)/python $$script --json bench/$$(basename $$script .py).json || exit 1; done
 
 clean: ## remove .venv and the caches; runs, bases and the demo's folder stay

@@ -16,15 +16,15 @@ from urllib.error import HTTPError, URLError
 from browser import PATIENCE, Page, PageError
 
 DRIVER = "WebKitWebDriver"
-BROWSERS = Path("/usr/lib").glob("*/webkit2gtk-4*/MiniBrowser")
-MINI_BROWSER = next(BROWSERS, None)
+MINI_BROWSER = next(Path("/usr/lib").glob("*/webkit2gtk-4*/MiniBrowser"), None)
 PACKAGES = {DRIVER: "webkit2gtk-driver", "Xvfb": "xvfb"}
 PAUSE = 0.05  # seconds between two looks
 
 
 def lacking() -> list[str]:
     """Name Debian's packages that are needed and not here."""
-    return [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+    return missing if MINI_BROWSER or missing else ["libwebkit2gtk-4.1-0"]
 
 
 class WebKit(Page):

@@ -9,6 +9,7 @@ import gzip
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ import material
 from measured import Row, header, parser, report, row
 
 from pitstop.bundle.manifest import Prompting
-from pitstop.errors import UsageError
 from pitstop.files import sha256_file
 
 WEB = build_web_engine.WEB
@@ -70,9 +70,8 @@ def serving() -> Iterator[str]:
 
 def measure(rounds: int) -> Mapping[str, Any]:
     """Return the times of every round, by precision."""
-    for program in ("chromium", "node", "npm"):
-        if shutil.which(program) is None:
-            raise UsageError(f"{program} is needed", cure=f"apt-get install {program} (on Debian), then again")
+    if shutil.which("chromium") is None:
+        sys.exit("chromium is needed: apt-get install chromium (on Debian), then again")
     with serving() as origin, tempfile.TemporaryDirectory() as profile:
         task = {
             "web": str(WEB),
@@ -118,9 +117,10 @@ def download() -> Row:
 
 
 def main() -> None:
-    """Build, measure, print."""
+    """Measure, and print the table."""
     options = parser(__doc__).parse_args()
-    build_web_engine.build("mt")
+    if not (WEB / "dist" / "engine" / "engine-mt.wasm").is_file() or not PEER.is_dir():
+        sys.exit("the page is not built: make web, then again")
     seen = measure(rounds=2 if options.quick else 7)
     rows = [one for precision in GOALS for one in rows_of(precision, seen[precision])]
     memory = {precision: f"{seen[precision]['memory'] / 1e6:.0f} MB" for precision in GOALS}
