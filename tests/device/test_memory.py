@@ -29,6 +29,29 @@ before = libc.mallinfo2().hblkhd
 block = libc.malloc({BLOCK})
 print(libc.mallinfo2().hblkhd - before >= {BLOCK})
 """
+HEAP_WITH_HOLES = f"""
+import ctypes
+from pitstop.device import memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
+SIZE = 100_000
+
+def blocks():
+    found = [libc.malloc(SIZE) for _ in range(300)]
+    for block in found:
+        ctypes.memset(block, 1, SIZE)
+    return found
+
+free = blocks()
+last = libc.malloc(SIZE)
+for block in free:
+    libc.free(block)
+before = memory.held()
+blocks()
+print(memory.held().since(before))
+"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library decides for itself")
@@ -62,3 +85,9 @@ def test_what_came_is_counted_and_what_the_system_takes_back_is_not(tmp_path: Pa
 def touch(mapped: mmap.mmap, size: int) -> None:
     """Read something of every page, and copy none."""
     assert not any(mapped[at] for at in range(0, size, mmap.PAGESIZE))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps its heap in another way")
+def test_what_comes_into_free_places_of_the_heap_is_counted() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAP_WITH_HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 25e6, "of 30 MB"
