@@ -4,7 +4,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
@@ -130,21 +130,25 @@ class Board:
 @pytest.fixture(scope="session")
 def board(tmp_path_factory: pytest.TempPathFactory, f16_gguf: Path, make_adapter: Callable[..., Path]) -> Board:
     """A device root with the real base and two adapters."""
-    folder = tmp_path_factory.mktemp("board")
+    return make_board(tmp_path_factory.mktemp("board"), f16_gguf, make_adapter)
+
+
+def make_board(
+    folder: Path, base: Path, make_adapter: Callable[..., Path], questions: Sequence[str] = QUESTIONS
+) -> Board:
+    """Install a base and two random adapters in a folder; the questions must have answers without a near-tie."""
     adapters = {
-        name: make_adapter(
-            folder / f"{name}.gguf", SEEDS[name], strength=0.5 / scale, base_sha256=sha256_file(f16_gguf)
-        )
+        name: make_adapter(folder / f"{name}.gguf", SEEDS[name], strength=0.5 / scale, base_sha256=sha256_file(base))
         for name, scale in SCALES.items()
     }
-    release = install(folder / "root", f16_gguf, adapters)
-    return Board(folder / "root", release, _cold_answers(release), f16_gguf, adapters)
+    release = install(folder / "root", base, adapters)
+    return Board(folder / "root", release, _cold_answers(release, questions), base, adapters)
 
 
-def _cold_answers(release: Release) -> dict[tuple[str, str], str]:
+def _cold_answers(release: Release, questions: Sequence[str]) -> dict[tuple[str, str], str]:
     """Answer every question under every model, each with an engine that did nothing before."""
     return {
-        (name, question): cold_answer(release, name, question) for name in release.bundles for question in QUESTIONS
+        (name, question): cold_answer(release, name, question) for name in release.bundles for question in questions
     }
 
 

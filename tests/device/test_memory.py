@@ -29,7 +29,7 @@ before = libc.mallinfo2().hblkhd
 block = libc.malloc({BLOCK})
 print(libc.mallinfo2().hblkhd - before >= {BLOCK})
 """
-HEAP_WITH_HOLES = f"""
+HEAP_WITH_HOLES = """
 import ctypes
 from pitstop.device import memory
 

@@ -4,7 +4,7 @@ What it answers is what an x86 answers with the same files, token by token: each
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,22 @@ from aarch64 import Machine
 from delivery import Publisher, Server, write_bundle
 from onnx_files import random_onnx_adapter
 from pitstop.engines.base import Use
+from pitstop.engines.llama.quantize import quantize
 from pitstop.engines.onnx import OnnxEngine
 from pitstop.files import sha256_file
-from serving import ALPHA, BASE, BETA, QUESTIONS, SAMPLING, Board, ask, request
+from serving import ALPHA, BASE, BETA, QUESTIONS, SAMPLING, Board, ask, make_board, request
 
 pytestmark = [pytest.mark.slow, pytest.mark.board]
 THREADS = "1"
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory, f16_gguf: Path, make_adapter: Callable[..., Path]) -> Board:
+    """The base in the precision boards get: qemu takes minutes for a prompt of 16-bit floats, which it emulates."""
+    folder = tmp_path_factory.mktemp("board")
+    base = folder / "base.gguf"
+    quantize(f16_gguf, base, "q8_0")
+    return make_board(folder, base, make_adapter, QUESTIONS[:1])
 
 
 @pytest.fixture
@@ -80,6 +90,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from pitstop.engines.base import Use
+from pitstop.engines.llama.quantize import quantize
 from pitstop.engines.onnx import OnnxEngine
 graph, digest, one, two, out = sys.argv[1:]
 with OnnxEngine(Path(graph), base_sha256=digest, context_length=64, sequences=1, threads=1) as engine:
