@@ -1,11 +1,12 @@
 """Measure the zoo and judge the gate by it: how often it is wrong, how often undecided, and what it costs.
 
-    python tools/calibrate_gate.py measure bases/smollm2-135m-instruct --results FILE   # hours; may be stopped
+    python tools/calibrate_gate.py measure bases/smollm2-135m-instruct --results FILE --whole   # hours; may be stopped
     python tools/calibrate_gate.py report FILE... --to src/pitstop/retention/CALIBRATION.md
 
 Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here. The results
-hold every item's outcome, so that a changed gate is judged again without measuring. torch measures every item, llama
-look by look until the verdict is clear, as `pitstop check` does: it is there to see whether the verdicts agree.
+hold every item's outcome, so that a changed gate is judged again without measuring. With --whole every item is
+measured: what error rates are told from. Without it, look by look until the verdict is clear, as `pitstop check` does:
+that tells whether verdicts on other engines and artifacts agree, and what one costs.
 """
 
 import argparse
@@ -52,6 +53,7 @@ def main() -> None:
     measuring.add_argument("--engine", choices=("llama", "torch"), default="llama")
     measuring.add_argument("--artifact", default="q8_0", help="of the base, for llama")
     measuring.add_argument("--only", default="", metavar="PATTERN", help="names, as a regular expression")
+    measuring.add_argument("--whole", action="store_true", help="every item, whatever the verdict")
     measuring.add_argument("--train-only", action="store_true")
     measuring.add_argument("--threads", type=int)
     reporting = commands.add_parser("report", help="judge the gate by what was measured")
@@ -69,7 +71,7 @@ def main() -> None:
         for specimen in chosen:
             trained(specimen, given.base)
     else:
-        measure_zoo(chosen, given.base, given.engine, given.artifact, given.results, given.threads)
+        measure_zoo(chosen, given)
 
 
 def trained(specimen: Specimen, base: Path) -> Path:
@@ -87,38 +89,37 @@ def toml(tables: dict[str, Any], at: str = "") -> str:
     return plain + "".join(inner)
 
 
-def measure_zoo(
-    specimens: Sequence[Specimen], base: Path, engine_name: str, artifact: str, file: Path, threads: int | None
-) -> None:
+def measure_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> None:
     """Measure every specimen that the results do not hold yet, and write them after each."""
-    ref = base_model.load_ref(base)
+    ref = base_model.load_ref(given.base)
     whole = load_all(SUITES)
     suites = [shuffled(suite) for suite in whole]
     described = describe(suites, whole)
-    results = read(file)
+    results = read(given.results)
     if results.setdefault("suites", described) != described:
-        sys.exit(f"{file} holds results of other suites; name another file")
-    measured = results.setdefault("measured", {}).setdefault(f"{engine_name} {artifact}", {})
+        sys.exit(f"{given.results} holds results of other suites; name another file")
+    label = f"{given.engine} {given.artifact}" + ("" if given.whole else ", by looks")
+    measured = results.setdefault("measured", {}).setdefault(label, {})
+    moved = results.setdefault("displacement", {})
     missing = [specimen for specimen in specimens if specimen.name not in measured]
-    with opened(engine_name, base, ref, artifact, threads) as engine:
+    with opened(given, ref) as engine:
         if "base" not in measured:
             begun = time.process_time()
-            measured["base"] = scored(measure(engine, suites, prompting=ref.prompting)) | {
-                "seconds": round(time.process_time() - begun, 1)
-            }
-            save(results, file)
+            measured["base"] = scored(measure(engine, suites, prompting=ref.prompting))
+            measured["base"]["seconds"] = round(time.process_time() - begun, 1)
+            save(results, given.results)
         for number, specimen in enumerate(missing, 1):
             say(f"{specimen.name}: {number} of {len(missing)}")
-            weights = loadable(engine_name, trained(specimen, base), base, ref, artifact)
+            weights = loadable(given, trained(specimen, given.base), ref)
             engine.load_adapter(specimen.trained, weights)
-            if isinstance(engine, TorchEngine):
+            if given.whole:
                 measured[specimen.name] = observe(engine, suites, specimen, ref)
-                moved = results.setdefault("displacement", {})
-                moved[specimen.name] = round(displaced(engine, suites, specimen), 6)
             else:
-                measured[specimen.name] = look(engine, suites, specimen, ref, results["suites"], measured["base"])
+                measured[specimen.name] = look(engine, suites, specimen, ref, described, measured["base"])
+            if isinstance(engine, TorchEngine):
+                moved[specimen.name] = round(displaced(engine, suites, specimen), 6)
             engine.unload_adapter(specimen.trained)
-            save(results, file)
+            save(results, given.results)
 
 
 def observe(engine: Engine, suites: Sequence[Suite], specimen: Specimen, ref: BaseRef) -> dict[str, Any]:
@@ -203,28 +204,27 @@ def scored(results: Sequence[SuiteResult]) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(engine_name: str, base: Path, ref: BaseRef, artifact: str, threads: int | None) -> Iterator[Engine]:
+def opened(given: argparse.Namespace, ref: BaseRef) -> Iterator[Engine]:
     length = min(ref.context_length, CONTEXT)
-    sha256 = ref.artifact(artifact).sha256
-    if engine_name == "llama":
-        path = base_model.artifact_path(base, ref, artifact)
-        with LlamaEngine(path, base_sha256=sha256, context_length=length, sequences=1, threads=threads) as engine:
+    sha256 = ref.artifact(given.artifact).sha256
+    if given.engine == "llama":
+        path = base_model.artifact_path(given.base, ref, given.artifact)
+        with LlamaEngine(path, base_sha256=sha256, context_length=length, sequences=1, threads=given.threads) as engine:
             yield engine
     else:
-        model = base_model.load_weights(base, ref, precision="shipped", artifact=artifact)
-        with TorchEngine(
-            model, base_model.load_tokenizer(base), base_sha256=sha256, context_length=length
-        ) as torch_engine:
+        model = base_model.load_weights(given.base, ref, precision="shipped", artifact=given.artifact)
+        tokenizer = base_model.load_tokenizer(given.base)
+        with TorchEngine(model, tokenizer, base_sha256=sha256, context_length=length) as torch_engine:
             yield torch_engine
 
 
-def loadable(engine_name: str, weights: Path, base: Path, ref: BaseRef, artifact: str) -> Path:
+def loadable(given: argparse.Namespace, weights: Path, ref: BaseRef) -> Path:
     """Return the adapter as the engine loads it, bound to the base it is measured on."""
-    if engine_name == "torch":
+    if given.engine == "torch":
         return weights
-    target = weights.parent / f"{artifact}.gguf"
+    target = weights.parent / f"{given.artifact}.gguf"
     if not target.is_file():
-        export_gguf(weights, base / "hf", ref.artifact(artifact).sha256, target, precision="f16")
+        export_gguf(weights, given.base / "hf", ref.artifact(given.artifact).sha256, target, precision="f16")
     return target
 
 

@@ -52,10 +52,10 @@ def base(precision: str) -> Path:
     return path
 
 
-def adapter(precision: str, number: int, kind: str = "f16") -> Path:
-    """Return a random LoRA on every linear layer of a base, of rank 16, its tensors in one of KINDS."""
+def adapter(precision: str, number: int, kind: str = "f16", rank: int = RANK) -> Path:
+    """Return a random LoRA on every linear layer of a base, its tensors in one of KINDS."""
     on = base(precision)
-    path = folder() / f"{precision}-{number}.{kind}.gguf"
+    path = folder() / f"{precision}-{number}-r{rank}.{kind}.gguf"
     if path.is_file():
         return path
     random = np.random.default_rng(number)
@@ -69,7 +69,7 @@ def adapter(precision: str, number: int, kind: str = "f16") -> Path:
     for tensor in read_gguf(on).tensors:
         if any(f".{module}." in tensor.name for module in LINEAR):
             columns, rows = tensor.shape
-            a, b = random.normal(size=(RANK, columns)) / columns**0.5, random.normal(size=(rows, RANK)) * 0.5
+            a, b = random.normal(size=(rank, columns)) / columns**0.5, random.normal(size=(rows, rank)) * 0.5
             writer.add_tensor(f"{tensor.name}.lora_a", a.astype(types[0]))
             writer.add_tensor(f"{tensor.name}.lora_b", b.astype(types[1]))
     writer.write_header_to_file()

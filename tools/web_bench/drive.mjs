@@ -42,7 +42,7 @@ async function measure({ precision, rounds, threads, contextLength, prompting })
   const long = (number) => `${number} ${words(40, number)}`;
   const chat = "Tell me how a river finds its way from the mountains to the sea, and who lives beside it. ".repeat(3);
   const [one, two] = adapters.map((file) => file.name);
-  const seen = { decode: [[], []], prefill: [[], []], swap: [[], []], plain: [[], []] };
+  const seen = { decode: [[], []], prefill: [[], []], swap: [[], []], plain: [], same: [] };
   for (const conversation of [one, two]) await ours.ask(chat, 1, conversation);
   for (let round = 0; round <= rounds; round++) {
     // Tokens are counted by our side; both read the same text with the same vocabulary.
@@ -51,18 +51,21 @@ async function measure({ precision, rounds, threads, contextLength, prompting })
     const rates = [(await ours.ask(chat, 32)).decode, (await theirs.ask(chat, 32)).decode];
     const swaps = [[], []];
     const plain = [];
+    const same = [];
     for (const adapter of [one, two]) {
       swaps[0].push((await ours.ask(chat, 1, adapter)).whole);
       swaps[1].push((await theirs.ask(chat, 1, adapter)).whole);
-      plain.push((await ours.ask(chat, 1, adapter)).whole);
+      same.push((await ours.ask(chat, 1, adapter)).whole);
+      await ours.ask(chat, 1); // back to the base
+      plain.push((await ours.ask(chat, 1)).whole);
     }
     if (round === 0) continue; // warms up
     seen.prefill[0].push((read.prompt * 1000) / read.first);
     seen.prefill[1].push((read.prompt * 1000) / readThere.first);
     rates.forEach((rate, side) => seen.decode[side].push(rate));
     swaps.forEach((times, side) => seen.swap[side].push(...times));
-    seen.plain[0].push(...swaps[0]);
-    seen.plain[1].push(...plain);
+    seen.plain.push(...plain);
+    seen.same.push(...same);
   }
   const memory = await ours.call("memory");
   await ours.call("close");
