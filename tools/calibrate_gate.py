@@ -32,6 +32,7 @@ from pitstop.retention import builders
 from pitstop.retention.drift import drift
 from pitstop.retention.looks import look_at, part
 from pitstop.retention.measure import SuiteResult, join, measure
+from pitstop.retention.sampling import order
 from pitstop.retention.suite import Suite, TextItem, load_all
 from pitstop.workshop import base_model
 from pitstop.workshop.check import CONTEXT, DISPLACED
@@ -101,7 +102,8 @@ def measure_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> Non
     label = f"{given.engine} {given.artifact}" + ("" if given.whole else ", by looks")
     measured = results.setdefault("measured", {}).setdefault(label, {})
     moved = results.setdefault("displacement", {})
-    missing = [specimen for specimen in specimens if specimen.name not in measured]
+    # Not kind after kind: a run that is stopped has some of every kind.
+    missing = sorted((one for one in specimens if one.name not in measured), key=lambda one: order(one.name))
     with opened(given, ref) as engine:
         if "base" not in measured:
             begun = time.process_time()
