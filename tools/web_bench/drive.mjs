@@ -44,21 +44,26 @@ async function measure({ precision, rounds, threads, contextLength, prompting })
   const [one, two] = adapters.map((file) => file.name);
   const seen = { decode: [[], []], prefill: [[], []], swap: [[], []], plain: [], same: [] };
   for (const conversation of [one, two]) await ours.ask(chat, 1, conversation);
+  // Threads spin on for a while after their last token: one side's must have gone to sleep before the other begins.
+  const timed = async (side, ...asked) => {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return side.ask(...asked);
+  };
   for (let round = 0; round <= rounds; round++) {
     // Tokens are counted by our side; both read the same text with the same vocabulary.
-    const read = await ours.ask(long(round), 1);
-    const readThere = await theirs.ask(long(round), 1);
-    const rates = [(await ours.ask(chat, 32)).decode, (await theirs.ask(chat, 32)).decode];
+    const read = await timed(ours, long(round), 1);
+    const readThere = await timed(theirs, long(round), 1);
+    const rates = [(await timed(ours, chat, 32)).decode, (await timed(theirs, chat, 32)).decode];
     const swaps = [[], []];
     const plain = [];
     const same = [];
     for (const adapter of [one, two]) {
-      swaps[0].push((await ours.ask(chat, 1, adapter)).whole);
-      swaps[1].push((await theirs.ask(chat, 1, adapter)).whole);
-      same.push((await ours.ask(chat, 1, adapter)).whole);
-      await ours.ask(chat, 1); // back to the base
-      plain.push((await ours.ask(chat, 1)).whole);
+      plain.push((await timed(ours, chat, 1)).whole);
+      swaps[0].push((await timed(ours, chat, 1, adapter)).whole);
+      same.push((await timed(ours, chat, 1, adapter)).whole);
+      await ours.ask(chat, 1); // back to the base, for the next one
     }
+    for (const adapter of [one, two]) swaps[1].push((await timed(theirs, chat, 1, adapter)).whole);
     if (round === 0) continue; // warms up
     seen.prefill[0].push((read.prompt * 1000) / read.first);
     seen.prefill[1].push((read.prompt * 1000) / readThere.first);
