@@ -130,3 +130,25 @@ def test_a_key_given_twice_is_two_fields_and_never_exact() -> None:
     answer = compare(row, '{"a":1,"b":2,"b":2}', "json")
     assert (answer.parsed, answer.exact) == (True, False)
     assert (answer.found, answer.expected, answer.matched) == (3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "off"),
+    [("031", True, 1.0), (" 29\n", True, 1.0), ("41.5", False, 11.5), ("about 30", False, None), ("", False, None),
+     ("NaN", False, None), ("1e999", False, None), ("9" * 5000, False, None)],
+)  # fmt: skip
+def test_a_number_is_right_within_the_tolerance(answer: str, exact: bool, off: float | None) -> None:
+    found = compare(TaskRow("r", "g", "p", "030", tolerance=1.0), answer, "number")
+    assert (found.exact, found.off, found.parsed) == (exact, off, off is not None)
+
+
+def test_how_far_off_numbers_are_is_told_by_the_median(engine: BigramEngine) -> None:
+    answers = {"one": "10", "two": "40", "three": "none"}
+    talker = BigramEngine(answers)
+    use = talker.add("a", noise(0.0))
+    rows = [row("30", name, prompt=name) for name in answers]
+    found = measure_task(talker, rows, use, metric="number")
+    assert (found.off, found.exact, found.parse_rate) == (15.0, 0.0, pytest.approx(2 / 3))
+    assert measure_task(talker, rows, metric="number").off is None
+    with pytest.raises(DatasetError, match="no number"):
+        measure_task(talker, [row("many")], metric="number")

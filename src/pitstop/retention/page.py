@@ -170,6 +170,10 @@ def _task(task: TaskSummary | None) -> str:
             ("field F1", task.baseline.f1, task.adapted.f1),
             ("answers that are JSON", task.baseline.parse_rate, task.adapted.parse_rate),
         ]
+    if task.metric == "number":
+        shown.append(("answers that are numbers", task.baseline.parse_rate, task.adapted.parse_rate))
+    if task.baseline.calibration_error is not None and task.adapted.calibration_error is not None:
+        shown.append(("calibration error", task.baseline.calibration_error, task.adapted.calibration_error))
     rows = "".join(_bars(*row) for row in shown)
     return (
         "<h2>What the adapter learned</h2>"

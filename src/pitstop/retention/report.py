@@ -69,6 +69,8 @@ class TaskScores:
     precision: float
     recall: float
     f1: float
+    off: float | None = None  # of numbers: median distance to the expected one, in its own unit
+    calibration_error: float | None = None  # of classes
 
 
 @dataclass(frozen=True)
@@ -229,13 +231,21 @@ def print_table(report: RetentionReport, console: Console | None = None) -> None
     if report.displacement is not None:
         console.print(f"F_delta on general text: {report.displacement:.3f}", highlight=False)
     if report.task is not None:
-        old, new = report.task.baseline, report.task.adapted
-        said = f"exact {old.exact:.1%} → {new.exact:.1%}"
-        if report.task.metric == "json":
-            said += f", field F1 {old.f1:.1%} → {new.f1:.1%}, parsed {old.parse_rate:.1%} → {new.parse_rate:.1%}"
-        console.print(f"task: {said}", highlight=False)
+        console.print(f"task: {_task_words(report.task)}", highlight=False)
     for line in (*verdict.warnings, *verdict.reasons, *verdict.advice):
         console.print(f"- {line}", highlight=False, markup=False)
+
+
+def _task_words(task: TaskSummary) -> str:
+    old, new = task.baseline, task.adapted
+    said = [f"exact {old.exact:.1%} → {new.exact:.1%}"]
+    if task.metric == "json":
+        said += [f"field F1 {old.f1:.1%} → {new.f1:.1%}", f"parsed {old.parse_rate:.1%} → {new.parse_rate:.1%}"]
+    if new.off is not None:
+        said.append(f"typically off by {new.off:g} (base: {'no number' if old.off is None else f'{old.off:g}'})")
+    if old.calibration_error is not None and new.calibration_error is not None:
+        said.append(f"calibration error {old.calibration_error:.1%} → {new.calibration_error:.1%}")
+    return ", ".join(said)
 
 
 def _cells(criterion: Criterion) -> list[str]:
@@ -300,6 +310,8 @@ def _task_scores(result: TaskResult) -> TaskScores:
         precision=result.precision,
         recall=result.recall,
         f1=result.f1,
+        off=result.off,
+        calibration_error=result.calibration_error,
     )
 
 

@@ -156,12 +156,22 @@ def _after(item: Scored, whole: tuple[int, ...], *, shared: int, size: int) -> P
 
 
 def _choice(engine: Engine, item: ChoiceItem) -> Prepared | None:
-    """Score options from where their tokens part; an option whose row begins another's needs no row of its own."""
+    """Score options from where their tokens part."""
     wholes = [tuple(engine.tokenize(f"{item.prompt} {option}")) for option in item.options]
     # A tokenizer may join the prompt's end with the option's beginning: what all share is the prompt.
     shared = _common([tuple(engine.tokenize(item.prompt)), *wholes])
     if shared == 0 or any(len(whole) <= shared for whole in wholes):
         return None
+    return competing(item, wholes, shared)
+
+
+def competing(item: ChoiceItem, wholes: Sequence[tuple[int, ...]], shared: int) -> Prepared:
+    """Return options as rows; one whose row begins another's needs no row of its own.
+
+    Args:
+        wholes: tokens of each option, after those of the prompt.
+        shared: how many all of them share.
+    """
     rows: list[tuple[int, ...]] = []
     spans: dict[int, Span] = {}
     for at in sorted(range(len(wholes)), key=lambda at: -len(wholes[at])):

@@ -1,14 +1,16 @@
 """The score on the adapter's own task: answers generated for held-out rows, compared with what was expected.
 
-Two metrics. `json`: the answer is one JSON value equal to the expected one (numbers by value, so 90 is 90.0), and
-besides precision, recall and F1 over all (key, value) pairs of all rows. `text`: the same text, but for space at its
-ends.
+`json`: the answer is one JSON value equal to the expected one (numbers by value, so 90 is 90.0), and besides precision,
+recall and F1 over all (key, value) pairs of all rows. `text`: the same text, but for space at its ends. `number`: a
+number no further off than the tolerance, and besides how far off answers are. `class`: of a few answers the expected
+one is the likeliest, and besides how well the probabilities are calibrated; nothing is generated for it.
 """
 
 import json
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -16,10 +18,13 @@ from typing import Any, Literal
 from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Use
 from pitstop.errors import DatasetError, UsageError
 from pitstop.progress import progress
+from pitstop.retention.classes import calibration_error, likeliest
 from pitstop.retention.paired import Paired
 
-Metric = Literal["json", "text"]
+Metric = Literal["json", "text", "class", "number"]
+Advance = Callable[[float], None]
 BATCH_ROWS = 32
+MOST = Decimal(10) ** 100  # what is larger was not meant as a number
 OPENING = 8  # tokens that show whether an answer may become JSON
 # How a JSON value may begin: a number must be nothing but one, for an address begins with one too.
 JSON_OPENING = re.compile(r"""\s*([{\["tfn].*|-?\d*\.?\d*([eE][+-]?\d*)?\s*)""", re.DOTALL)
@@ -33,6 +38,8 @@ class TaskRow:
     group: str  # rows of one group are resampled together: a template, an author
     prompt: str  # rendered with the chat template, ready to be continued
     expected: str
+    classes: tuple[str, ...] = ()  # what the answer is one of; only where the metric is `class`
+    tolerance: float = 0.0  # how far a right answer may be off; only where the metric is `number`
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,12 @@ class TaskAnswer:
     group: str
     answer: str
     exact: bool
-    parsed: bool  # whether it is JSON at all; the metric `text` always parses
+    parsed: bool  # whether it is JSON at all, or a number; the others always parse
     found: int  # (key, value) pairs in the answer
     expected: int  # pairs in the expected answer
     matched: int  # pairs in both
+    off: float | None = None  # of a number: how far from the expected one
+    probability: float | None = None  # of a class: among all classes
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,18 @@ class TaskResult:
         """Micro F1 over pairs."""
         return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
 
+    @property
+    def off(self) -> float | None:
+        """Median of how far the numbers are off; None without any."""
+        found = [answer.off for answer in self.answers if answer.off is not None]
+        return statistics.median(found) if found else None
+
+    @property
+    def calibration_error(self) -> float | None:
+        """How far the probabilities of the classes are from the share of right answers; None without any."""
+        sure = [(one.probability, one.exact) for one in self.answers if one.probability is not None]
+        return calibration_error(*zip(*sure, strict=True)) if sure else None
+
 
 @dataclass(frozen=True)
 class _Json:
@@ -113,17 +134,46 @@ def measure_task(
     fitting = [row for row in rows if 0 < len(prompts[row.id]) < engine.context_length]
     if not fitting:
         raise UsageError(f"no row's prompt fits the context of {engine.context_length} tokens")
-    # Prompts of like length go together; the answers are put back in the order of the rows.
-    fitting.sort(key=lambda row: -len(prompts[row.id]))
-    said: dict[str, str] = {}
     with progress(f"task, {use.adapter or 'base'}", len(fitting), "rows") as advance:
-        for begin in range(0, len(fitting), BATCH_ROWS):
-            batch = fitting[begin : begin + BATCH_ROWS]
-            texts = _answers(engine, [prompts[row.id] for row in batch], use, sampling or Sampling(), metric)
-            said.update(zip((row.id for row in batch), texts, strict=True))
-            advance(len(batch))
-    answers = tuple(compare(row, said[row.id], metric) for row in rows if row.id in said)
-    return TaskResult(metric, answers, tuple(row.id for row in rows if row.id not in said))
+        if metric == "class":
+            found = _classified(engine, fitting, prompts, use, advance)
+        else:
+            found = _generated(engine, fitting, prompts, use, sampling or Sampling(), metric, advance)
+    answers = tuple(found[row.id] for row in rows if row.id in found)
+    return TaskResult(metric, answers, tuple(row.id for row in rows if row.id not in found))
+
+
+def _classified(
+    engine: Engine, rows: Sequence[TaskRow], prompts: Mapping[str, Sequence[int]], use: Use, advance: Advance
+) -> dict[str, TaskAnswer]:
+    found = {}
+    for begin in range(0, len(rows), BATCH_ROWS):
+        batch = rows[begin : begin + BATCH_ROWS]
+        picks = likeliest(engine, [prompts[row.id] for row in batch], [row.classes for row in batch], use)
+        for row, pick in zip(batch, picks, strict=True):
+            found[row.id] = replace(compare(row, pick.word, "class"), probability=round(pick.probability, 6))
+        advance(len(batch))
+    return found
+
+
+def _generated(
+    engine: Engine,
+    rows: Sequence[TaskRow],
+    prompts: Mapping[str, Sequence[int]],
+    use: Use,
+    sampling: Sampling,
+    metric: Metric,
+    advance: Advance,
+) -> dict[str, TaskAnswer]:
+    found: dict[str, TaskAnswer] = {}
+    # Prompts of like length go together.
+    ordered = sorted(rows, key=lambda row: -len(prompts[row.id]))
+    for begin in range(0, len(ordered), BATCH_ROWS):
+        batch = ordered[begin : begin + BATCH_ROWS]
+        texts = _answers(engine, [prompts[row.id] for row in batch], use, sampling, metric)
+        found |= {row.id: compare(row, text, metric) for row, text in zip(batch, texts, strict=True)}
+        advance(len(batch))
+    return found
 
 
 def _answers(
@@ -152,19 +202,33 @@ def check_rows(rows: Sequence[TaskRow], metric: Metric) -> None:
     problems += [] if rows else ["there are no rows"]
     if metric == "json":
         problems += [f"{row.id}: the expected answer is not JSON" for row in rows if _read(row.expected) is None]
+    if metric == "number":
+        problems += [f"{row.id}: the expected answer is no number" for row in rows if _number_in(row.expected) is None]
+    if metric == "class":
+        problems += [
+            f"{row.id}: {row.expected!r} is no answer of the training rows"
+            for row in rows
+            if row.expected.strip() not in row.classes
+        ]
     if problems:
         shown = "".join(f"\n  - {problem}" for problem in problems[:20])
         raise DatasetError(
             f"the held-out rows cannot be scored, {len(problems)} problems:{shown}",
-            cure="correct these rows, or choose the metric 'text'",
+            cure="correct these rows, or choose another metric ([check] metric)",
         )
 
 
 def compare(row: TaskRow, answer: str, metric: Metric) -> TaskAnswer:
     """Compare one answer with the expected one."""
-    if metric == "text":
+    if metric in ("text", "class"):
         exact = answer.strip() == row.expected.strip()
         return TaskAnswer(row.id, row.group, answer, exact, True, 1, 1, int(exact))
+    if metric == "number":
+        value, expected = _number_in(answer), _number_in(row.expected) or Decimal(0)
+        off = None if value is None else abs(value - expected)
+        exact = off is not None and off <= Decimal(str(row.tolerance))
+        said_off = None if off is None else float(off)
+        return TaskAnswer(row.id, row.group, answer, exact, value is not None, 1, 1, int(exact), off=said_off)
     said, wanted = _read(answer), _read(row.expected) or _NOTHING
     found = said or _NOTHING
     return TaskAnswer(
@@ -211,6 +275,15 @@ def _read(text: str) -> _Json | None:
         return _Json(_canonical(value), Counter(_pairs(value)))
     except (ValueError, ArithmeticError, RecursionError):
         return None
+
+
+def _number_in(text: str) -> Decimal | None:
+    """Return the number a text is, leading zeros or not; None if it is none."""
+    try:
+        value = Decimal(text.strip())
+    except ArithmeticError:
+        return None
+    return value if value.is_finite() and abs(value) < MOST else None
 
 
 def _number(text: str) -> Decimal:

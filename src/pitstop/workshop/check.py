@@ -15,6 +15,7 @@ from pitstop.engines.opening import engine_class, engine_for
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.progress import say
+from pitstop.retention.classes import classes_of
 from pitstop.retention.drift import drift, scale_curve
 from pitstop.retention.looks import look_at
 from pitstop.retention.measure import join, measure
@@ -233,10 +234,12 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
 
 def task_rows(recipe: Recipe, ref: BaseRef) -> list[TaskRow]:
     """Return the held-out rows the task is scored on, spread over the groups, rendered for this base."""
-    _, test = load_split(recipe.data)
+    training, test = load_split(recipe.data)
     prompting = task_prompting(recipe, ref)
+    classes = classes_of(row.answer for row in training) if recipe.check.metric == "class" else ()
     return [
-        TaskRow(row.id, row.group, prompt_text(row, prompting), row.answer) for row in spread(test, recipe.check.rows)
+        TaskRow(row.id, row.group, prompt_text(row, prompting), row.answer, classes, recipe.check.tolerance)
+        for row in spread(test, recipe.check.rows)
     ]
 
 

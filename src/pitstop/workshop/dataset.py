@@ -16,8 +16,9 @@ from pitstop.bundle.manifest import Prompting
 from pitstop.engines.invocation import NEVER, active_from, with_invocation
 from pitstop.engines.template import render
 from pitstop.errors import DatasetError, UsageError, together
-from pitstop.workshop import masks, sources
+from pitstop.workshop import masks, sources, tables
 from pitstop.workshop.recipe import Data
+from pitstop.workshop.tables import Table
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,32 @@ class Split:
         return iter((self.train, self.test))
 
 
-def load_rows(source: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
+def load_rows(source: Path, columns: Mapping[str, str] | None = None, table: Table | None = None) -> list[Row]:
     """Read rows of prompt and completion, or of chat messages, from JSONL, CSV, Parquet or the hub (`sources`).
+
+    Args:
+        table: the rows are those of a table, and become sentences (`tables`).
 
     Raises:
         UsageError: no such file.
         DatasetError: every bad line at once, with its number.
     """
-    rows, _ = sources.read(source, _row, columns)
+    if table is None:
+        rows, _ = sources.read(source, _row, columns)
+    else:
+        rows = _told_rows(source, columns or {}, table)
     if not rows:
         raise DatasetError("the dataset has no rows", where=source)
+    return rows
+
+
+def _told_rows(source: Path, columns: Mapping[str, str], table: Table) -> list[Row]:
+    apart = {*columns, *columns.values()}
+
+    def told(cells: Any, number: int) -> Row:
+        return _row(tables.told(table, cells, apart), number)
+
+    rows, _ = sources.read(source, told, columns, form=f"a row has a cell under {table.label!r} and under others")
     return rows
 
 
@@ -120,8 +137,8 @@ def load_split(data: Data) -> Split:
         DatasetError: bad rows of every file at once, an empty side, or a prompt that leaks from train into test.
     """
     with together() as load:
-        rows = load(load_rows, data.train, data.columns)
-        others = load(load_rows, data.test, data.columns) if data.test else []
+        rows = load(load_rows, data.train, data.columns, data.table)
+        others = load(load_rows, data.test, data.columns, data.table) if data.test else []
     training, held_out = (rows, others) if data.test else split(rows, data.test_share)
     if not training or not held_out:
         raise DatasetError(

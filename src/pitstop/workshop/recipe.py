@@ -13,7 +13,10 @@ from pitstop import records
 from pitstop.errors import RecordError, UsageError
 from pitstop.files import write_bytes
 from pitstop.retention.margins import Margins, check_margins
+from pitstop.retention.task import Metric
+from pitstop.workshop import tables
 from pitstop.workshop.sources import is_hub
+from pitstop.workshop.tables import Table
 
 RUNS = Path("runs")
 RECIPE_FILE = "recipe.toml"
@@ -50,6 +53,7 @@ class Data:
     columns: dict[str, str] = field(default_factory=dict)  # prompt, completion, messages, group, id -> the data's name
     system: str | None = None  # system message put before every row, and before every request on the device
     max_tokens: int = 256  # rows longer than this are left out, and counted in the report
+    table: Table | None = None  # the source is a table: its rows become sentences
     balance: bool = False  # every group has its turn before any comes again: large groups do not drown small ones
 
 
@@ -100,7 +104,8 @@ class Check:
     """What the adapter must show before it may be packed."""
 
     suites: Path = Path("suites")  # made by `pitstop suites build`
-    metric: Literal["json", "text"] = "json"  # how a test answer is compared with the expected one
+    metric: Metric = "json"  # how a test answer is compared with the expected one; class: by likelihood
+    tolerance: float = 0.0  # how far a right answer may be off, in its own unit; only where the metric is "number"
     rows: int = 150  # test rows to generate for, spread over the groups
     max_new_tokens: int = 128  # longest answer
     margins: Margins = field(default_factory=Margins)
@@ -196,6 +201,7 @@ def _problems(recipe: Recipe) -> list[str]:
         for name in recipe.data.columns
         if name not in ROW_PARTS
     ]
+    found += _table_problems(recipe)
     if not (recipe.base.folder / "base.json").is_file():
         found.append(f"base.folder: {recipe.base.folder} holds no base.json; `pitstop base` makes one")
     positive = {
@@ -226,6 +232,7 @@ def _problems(recipe: Recipe) -> list[str]:
         "train.weight_decay": (recipe.train.weight_decay, 0.0, 10.0),
         "train.warmup_steps": (recipe.train.warmup_steps, 0, recipe.train.steps),
         "train.first_layer": (recipe.train.first_layer, 0, 10_000),
+        "check.tolerance": (recipe.check.tolerance, 0.0, 1e12),
         "train.seed": (recipe.train.seed, 0, 2**32 - 1),
     }
     found += [
@@ -256,6 +263,22 @@ def _problems(recipe: Recipe) -> list[str]:
     return found
 
 
+def _table_problems(recipe: Recipe) -> list[str]:
+    table = recipe.data.table
+    if table is None:
+        return []
+    found = [f"data.table.{problem}" for problem in tables.problems(table)]
+    found += [
+        f"data.columns.{name}: sentences are made of a table; it may name id and group only"
+        for name in recipe.data.columns
+        if name not in ("id", "group")
+    ]
+    wanted = "class" if table.range is None else "number"
+    if recipe.check.metric != wanted:
+        found.append(f'check.metric: a table with this label is scored by "{wanted}", not "{recipe.check.metric}"')
+    return found
+
+
 TEMPLATE = """\
 # A pitstop recipe. Every key there is, with its unit and default: the fields in pitstop/workshop/recipe.py.
 # Paths are relative to the folder you run pitstop in.
@@ -275,6 +298,7 @@ train = "data/train.jsonl"   # {"prompt": "...", "completion": "..."} or {"messa
 # test = "data/test.jsonl"   # without it a tenth of the groups is held out (rows may carry a "group")
 # columns = { prompt = "question", completion = "answer", group = "topic" }   # if the data names them otherwise
 system = "Answer with JSON." # put before every row, and before every request on the device
+# table = { label = "species", units = { mass = "g" } }    # the source is a table: rows become sentences
 max_tokens = 256             # longer rows are left out and counted
 
 [train]
@@ -300,7 +324,7 @@ kl = 1.0                     # weight of KL(base || adapted) on them
 
 [check]
 suites = "suites"            # made by: pitstop suites build; until then, the small ones that come with pitstop
-metric = "json"              # or "text": exact match
+metric = "json"              # or "text": exact match; "class": the likeliest of the answers; "number" (tolerance)
 rows = 150
 
 [check.margins]

@@ -25,7 +25,7 @@ def is_hub(source: Path) -> bool:
 
 
 def read(
-    source: Path, parse: Callable[[Any, int], Parsed], columns: Mapping[str, str] | None = None
+    source: Path, parse: Callable[[Any, int], Parsed], columns: Mapping[str, str] | None = None, *, form: str = FORM
 ) -> tuple[list[Parsed], int]:
     """Read every row of a source; return what ``parse`` made of them, and how many there are.
 
@@ -33,6 +33,7 @@ def read(
         source: a file, read by its suffix (.csv, .parquet, else JSONL), or `hub:…`.
         parse: makes something of a row and its number; raises ValueError with what is wrong.
         columns: our name of a column -> the source's.
+        form: what a row is to look like, for the message.
 
     Raises:
         UsageError: no such file or data set.
@@ -52,7 +53,7 @@ def read(
         raise DatasetError(
             f"{len(problems)} of {count} rows cannot be used:" + "".join(f"\n  - {line}" for line in shown),
             where=source,
-            cure=f"{FORM}; columns of other names are given in [data] columns",
+            cure=f"{form}; columns of other names are given in [data] columns",
         )
     return parsed, count
 
