@@ -10,9 +10,7 @@ import math
 import re
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import onnxruntime as ort
 import torch
 from material import folder
 from measured import Row, header, parser, report, row
+from peer_packages import environment
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -40,14 +39,7 @@ Feeds = dict[str, np.ndarray]
 
 def olive() -> Path:
     """Return Olive's program."""
-    home = folder() / f"olive-{OLIVE}"
-    program = home / "bin" / "olive"
-    if not program.is_file():
-        venv.create(home, with_pip=True)
-        packages = sysconfig.get_path("purelib", vars={"base": str(home)})
-        Path(packages, "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        subprocess.run([home / "bin" / "pip", "install", "--quiet", f"olive-ai=={OLIVE}"], check=True)
-    return program
+    return environment("olive", [f"olive-ai=={OLIVE}"]) / "bin" / "olive"
 
 
 def theirs(peft: Path, precision: str) -> Path:
