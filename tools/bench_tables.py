@@ -25,9 +25,10 @@ from pitstop.retention.report import RetentionReport
 from pitstop.retention.task import TaskResult, measure_task
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.check import check, open_trained, sampling, task_rows
+from pitstop.workshop.check import check
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.repair.material import REPLAY_FILE
+from pitstop.workshop.task import open_trained, sampling, task_rows
 from pitstop.workshop.train import train
 
 PACKAGES = ["scikit-learn==1.9.1", "pytorch-tabnet==4.1.0", "palmerpenguins==0.1.6"]

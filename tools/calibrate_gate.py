@@ -35,9 +35,10 @@ from pitstop.retention.measure import SuiteResult, join, measure
 from pitstop.retention.sampling import order
 from pitstop.retention.suite import Suite, TextItem, load_all
 from pitstop.workshop import base_model
-from pitstop.workshop.check import CONTEXT, DISPLACED
+from pitstop.workshop.check import DISPLACED
 from pitstop.workshop.displacement import displacement
 from pitstop.workshop.export.gguf import export_gguf
+from pitstop.workshop.task import CONTEXT
 from pitstop.workshop.train import train
 
 # Items of a suite at most, by its kind: what some hours can measure of the whole zoo.

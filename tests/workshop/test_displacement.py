@@ -10,8 +10,8 @@ from pitstop.engines.torch import TorchEngine
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import WEIGHTS_FILE
-from pitstop.workshop.check import open_trained
 from pitstop.workshop.displacement import displacement, displacements
+from pitstop.workshop.task import open_trained
 from workbench import TEXTS, Project
 
 

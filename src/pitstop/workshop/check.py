@@ -6,16 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from pitstop import records
 from pitstop.bundle.manifest import BaseRef, Prompting
-from pitstop.engines.base import PLAIN_BASE, Engine, Sampling, Use
-from pitstop.engines.opening import engine_class, engine_for
+from pitstop.engines.base import PLAIN_BASE, Engine, Use
+from pitstop.engines.opening import engine_for
 from pitstop.engines.torch import TorchEngine
 from pitstop.errors import UsageError
 from pitstop.progress import say
-from pitstop.retention.classes import classes_of
 from pitstop.retention.drift import drift, scale_curve
 from pitstop.retention.looks import look_at
 from pitstop.retention.measure import join, measure
@@ -27,14 +24,14 @@ from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.dataset import general_texts, load_split, prompt_text, spread
+from pitstop.workshop.dataset import general_texts, load_split
 from pitstop.workshop.displacement import displacement
 from pitstop.workshop.recipe import Check, Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped, result_file
+from pitstop.workshop.task import CONTEXT, open_exported, open_trained, sampling, task_rows
 
 REPORT_FILE = "retention.json"
-CONTEXT = 1024  # tokens an item may have
 DISPLACED = 16  # texts that F_delta is measured on
 EngineName = Literal["torch", "llama", "onnx"]
 
@@ -232,61 +229,9 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
         yield from general_texts(recipe.retain.rows)
 
 
-def task_rows(recipe: Recipe, ref: BaseRef) -> list[TaskRow]:
-    """Return the held-out rows the task is scored on, spread over the groups, rendered for this base."""
-    training, test = load_split(recipe.data)
-    prompting = task_prompting(recipe, ref)
-    classes = classes_of(row.answer for row in training) if recipe.check.metric == "class" else ()
-    return [
-        TaskRow(row.id, row.group, prompt_text(row, prompting), row.answer, classes, recipe.check.tolerance)
-        for row in spread(test, recipe.check.rows)
-    ]
-
-
-def task_prompting(recipe: Recipe, ref: BaseRef) -> Prompting:
-    """Return the base's prompting with the adapter's own system message."""
-    return replace(ref.prompting, system=recipe.data.system)
-
-
-def sampling(recipe: Recipe) -> Sampling:
-    """Return how task answers are generated: greedily."""
-    return Sampling(max_tokens=recipe.check.max_new_tokens)
-
-
-def open_trained(recipe: Recipe, ref: BaseRef) -> Engine:
-    """Open the weights of the training with the run's adapter as it was trained, under its own name.
-
-    Raises:
-        UsageError: nothing is trained yet.
-    """
-    model = base_model.load_weights(
-        recipe.base.folder, ref, precision=recipe.base.precision, artifact=recipe.base.artifact
-    )
-    tokenizer = base_model.load_tokenizer(recipe.base.folder)
-    base_sha256 = ref.artifact(recipe.base.artifact).sha256
-    engine = TorchEngine(model, tokenizer, base_sha256=base_sha256, context_length=min(ref.context_length, CONTEXT))
-    engine.load_adapter(recipe.name, recipe.run / adapters.FOLDER)
-    return engine
-
-
 def open_shipped(recipe: Recipe, ref: BaseRef, ships: Shipped) -> Engine:
     """Open the device's engine with what the run ships, under the recipe's name."""
     return open_exported(recipe, ref, ships.base, ships.path, ships.artifact.sha256)
-
-
-def open_exported(recipe: Recipe, ref: BaseRef, precision: str, adapter: Path, sha256: str) -> Engine:
-    """Open the device's engine for one artifact of the base, with an adapter file under the recipe's name."""
-    base = ref.artifact(precision)
-    path = base_model.artifact_path(recipe.base.folder, ref, precision)
-    length = min(ref.context_length, CONTEXT)
-    # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
-    # everything stands still. torch's number follows OMP_NUM_THREADS.
-    make = engine_class(engine_for(base))
-    engine: Engine = make(
-        path, base_sha256=base.sha256, context_length=length, sequences=1, threads=torch.get_num_threads()
-    )
-    engine.load_adapter(recipe.name, adapter, sha256=sha256)
-    return engine
 
 
 def load_suites(recipe: Recipe) -> list[Suite]:

@@ -8,27 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pitstop import records
 from pitstop.bundle.manifest import BaseRef
-from pitstop.engines.base import PLAIN_BASE, Engine, Use, divergence
+from pitstop.engines.base import PLAIN_BASE, Engine, Use
 from pitstop.errors import Refused
-from pitstop.progress import progress
 from pitstop.retention.report import RetentionReport
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.adapter import Identity
-from pitstop.workshop.check import checked, open_shipped, open_trained, sampling, task_rows
+from pitstop.workshop.check import checked, open_shipped
+from pitstop.workshop.comparison import KL_ROWS, compare_answers
 from pitstop.workshop.export.export import write_adapter
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
 from pitstop.workshop.shipped import Shipped, load_shipped, result_file
+from pitstop.workshop.task import open_trained, sampling, task_rows
 
 PARITY_FILE = "parity.json"
-KL_ROWS = 40  # held-out rows whose expected answers are compared token by token
 EXACT = "in 32-bit floats"  # the name under which the same adapter is loaded to see what its precision costs
 
 
@@ -165,26 +163,6 @@ def _causes(
         precision, _, _ = compare_answers(shipped, shipped, uses, rows, eos)
         shipped.unload_adapter(EXACT)
     return Causes(round(base, 9), round(precision, 9))
-
-
-def compare_answers(
-    trained: Engine, shipped: Engine, uses: tuple[Use, Use], rows: Sequence[TaskRow], eos: str
-) -> tuple[float, float, int]:
-    """Return mean KL(trained || shipped), top-1 agreement and the number of answer tokens compared."""
-    kl: list[np.ndarray] = []
-    same: list[np.ndarray] = []
-    with progress(f"parity {uses[0].adapter or 'of the bases'}", len(rows), "rows") as advance:
-        for row in rows:
-            prompt = trained.tokenize(row.prompt)
-            tokens = [*prompt, *trained.tokenize(row.expected + eos)][:-1]
-            first = len(prompt) - 1
-            one = trained.logits(tokens, uses[0], first=first)
-            other = shipped.logits(tokens, uses[1], first=first)
-            kl.append(divergence(one, other))
-            same.append(one.argmax(-1) == other.argmax(-1))
-            advance()
-    every = np.concatenate(kl)
-    return float(every.mean()), float(np.concatenate(same).mean()), len(every)
 
 
 def _checked_score(report: RetentionReport | None) -> TaskScore | None:

@@ -35,11 +35,11 @@ from pitstop.progress import progress
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model, successor
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.check import CONTEXT, sampling, task_prompting
 from pitstop.workshop.dataset import Example, encode, encode_general, load_split, prompt_text, spread
 from pitstop.workshop.foreign import CONFIG_FILE
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.task import CONTEXT, sampling, task_prompting
 from pitstop.workshop.training.batches import Batches
 from pitstop.workshop.training.fast import make_fast
 from pitstop.workshop.training.lesson import Lesson, Pupil, teach

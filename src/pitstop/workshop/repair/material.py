@@ -16,9 +16,10 @@ from pitstop.errors import UsageError
 from pitstop.retention.overlap import trained_on
 from pitstop.retention.suite import ChatItem, ChoiceItem, Suite, TextItem
 from pitstop.retention.task import TaskRow
-from pitstop.workshop.check import load_suites, task_prompting, task_rows, training_texts
+from pitstop.workshop.check import load_suites, training_texts
 from pitstop.workshop.dataset import Example, encode, encode_general, load_split, spread
 from pitstop.workshop.recipe import Recipe
+from pitstop.workshop.task import task_prompting, task_rows
 from pitstop.workshop.training.material import invocation_tokens
 
 SUITE_SHARE = 1 / 3  # of a suite's groups that the search may see

@@ -19,10 +19,10 @@ from pitstop.retention.measure import SuiteResult, measure, pair_all
 from pitstop.retention.paired import Drop, Paired
 from pitstop.retention.task import TaskResult, TaskRow, measure_task, pair_task
 from pitstop.workshop.adapter import FOLDER, IDENTITY_FILE
-from pitstop.workshop.check import sampling
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.repair.material import Part
 from pitstop.workshop.repair.pairs import Pairs, write
+from pitstop.workshop.task import sampling
 
 CANDIDATE = "candidate"
 CACHE = "measured"  # in the base's folder: what `check` and this keep of the plain base

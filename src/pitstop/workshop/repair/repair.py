@@ -21,7 +21,7 @@ from pitstop.retention.gate import Verdict
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model, successor
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.check import CONTEXT, checked
+from pitstop.workshop.check import checked
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.repair import explore
 from pitstop.workshop.repair.judge import Sealed, rungs, winner
@@ -33,6 +33,7 @@ from pitstop.workshop.repair.run_folder import RESULT_FILE, save
 from pitstop.workshop.repair.search import TOLERANCE, Need, Search, Tried
 from pitstop.workshop.repair.shapes import METHODS, Method, plain
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.task import CONTEXT
 
 KEEP = 0.98  # share of the gain in exact answers that must be left
 

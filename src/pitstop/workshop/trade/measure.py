@@ -18,11 +18,12 @@ from pitstop.retention.task import TaskRow
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
-from pitstop.workshop.check import open_exported, open_trained, task_rows
+from pitstop.workshop.comparison import KL_ROWS, compare_answers
 from pitstop.workshop.export import export
-from pitstop.workshop.parity import KL_ROWS, compare_answers, score
+from pitstop.workshop.parity import score
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest
+from pitstop.workshop.task import open_exported, open_trained, task_rows
 from pitstop.workshop.trade.page import page
 from pitstop.workshop.trade.result import Option, Trade, choose
 
