@@ -176,6 +176,15 @@ def test_the_stage_writes_once_and_says_what_it_wrote(exported: Project) -> None
     assert export(exported.recipe(export={"precision": "q8_0"})).artifact.name == "adapter-q8_0.gguf"
 
 
+def test_the_precision_is_the_smallest_that_the_budget_allows(exported: Project) -> None:
+    sizes = {}
+    for kl, precision in ((1.0, "q8_0"), (1e-9, "f32")):
+        made = export(exported.recipe(export={"precision": "auto", "parity_kl": kl}))
+        assert (made.artifact.precision, made.artifact.name) == (precision, f"adapter-{precision}.gguf")
+        sizes[precision] = made.artifact.size
+    assert sizes["q8_0"] < sizes["f32"]
+
+
 def test_a_damaged_export_is_not_used_and_is_made_again(exported: Project) -> None:
     recipe = recipes.load(Path("recipe.toml"))
     path = exported.run / "export" / "adapter-f16.gguf"

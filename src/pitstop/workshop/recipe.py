@@ -116,7 +116,8 @@ class Export:
     """What is shipped."""
 
     delivery: Literal["attached", "merged"] = "attached"  # merged: a whole model, faster, and as large as the base
-    precision: Literal["f32", "f16", "f16+f32", "q8_0"] = "f16"  # f16+f32: of its A and its B; ONNX has f32 and f16
+    # f16+f32: of its A and its B; ONNX has f32 and f16; auto: the smallest that costs at most a tenth of parity_kl
+    precision: Literal["auto", "f32", "f16", "f16+f32", "q8_0"] = "f16"
     also: tuple[str, ...] = ()  # further artifacts of the base to make it for, such as "int8", which is ONNX
     parity_kl: float = 0.01  # nats per token: the exported adapter may differ this much from the trained one
 
@@ -338,7 +339,8 @@ looks = [0.25, 0.5, 1.0]     # share of the items before each verdict; a clear o
 
 [export]
 delivery = "attached"        # or "merged": a second model beside the base; pitstop bench says which suits a board
-precision = "f16"            # or "f16+f32": half as large again, and decodes by up to a fifth faster
+precision = "f16"            # or "f16+f32": half as large again, and decodes by up to a fifth faster; or "auto": as
+                             # small as parity_kl allows
 # also = ["int8"]            # other artifacts of the base to make it for; made by: pitstop base --onnx int8
 parity_kl = 0.01             # nats per token the exported adapter may differ from the trained one
 """

@@ -1,6 +1,7 @@
 """The trained adapter as the artifact a device loads. Leaves `runs/<name>/export/`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pitstop import records
@@ -15,6 +16,7 @@ from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.export.gguf import export_gguf
 from pitstop.workshop.export.onnx import export_onnx
+from pitstop.workshop.export.precision import smallest
 from pitstop.workshop.recipe import Recipe
 from pitstop.workshop.runs import exclusive, finished, inputs_digest, require
 
@@ -49,6 +51,7 @@ def export(path: Path, *, force: bool = False) -> Exported:
         UsageError: nothing is trained yet.
         RecordError: the adapter has what an adapter file cannot express, or the base has no such artifact.
         BrokenInput: the converter refuses, or its result does not fit the base.
+        DatasetError: the recipe leaves the precision open, and there are no rows to choose it by.
     """
     recipe = recipes.load(path)
     with exclusive(recipe.run):
@@ -74,10 +77,13 @@ def _make(recipe: Recipe, ref: BaseRef, precision: str, base_sha256: str, stem: 
     """Write the adapter for one base artifact, which has this digest, and check that it fits."""
     base = base_model.artifact_path(recipe.base.folder, ref, precision)
     running = ref.artifact(precision)
+    write = partial(write_adapter, recipe, running.format, base, base_sha256)
     kind: str = recipe.export.precision
-    if running.format == "onnx" and kind != "f32":
+    if kind == "auto":
+        kind = smallest(recipe, ref, precision, write)
+    elif running.format == "onnx" and kind != "f32":
         kind = "f16"  # of the two that ONNX Runtime knows
-    target = write_adapter(recipe, running.format, base, base_sha256, recipe.run / FOLDER, kind, stem)
+    target = write(recipe.run / FOLDER, kind, stem)
     if running.format == "onnx":
         check_onnx_adapter(read_onnx_adapter(target), read_onnx_graph(base), running.sha256)
     else:

@@ -20,7 +20,10 @@ from pitstop.workshop.training import initial
 from pitstop.workshop.training.frozen import gguf_names
 
 MIB = 1 << 20
-BYTES = {"f32": (4.0, 4.0), "f16": (2.0, 2.0), "f16+f32": (2.0, 4.0), "q8_0": (34 / 32, 34 / 32)}  # a value of A, of B
+# A value of A, of B; "auto" is known only after training, and seldom more than f16.
+BYTES = {
+    "f32": (4.0, 4.0), "f16": (2.0, 2.0), "f16+f32": (2.0, 4.0), "q8_0": (34 / 32, 34 / 32), "auto": (2.0, 2.0),
+}  # fmt: skip
 
 
 def attach(model: PreTrainedModel, recipe: Recipe, artifact: GgufHeader | None = None) -> PeftModel:
