@@ -19,7 +19,7 @@ from pitstop.retention import builders
 
 COMMANDS = [
     *("demo", "init", "base", "train", "import", "settle", "check", "repair", "export", "merge", "parity", "pack"),
-    "build",
+    *("build", "tell"),
     *("keys", "publish", "update", "status", "rollback", "serve", "web", "chat", "bench", "suites", "doctor"),
 ]
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from pitstop.cli import app
 from pitstop.errors import DatasetError, RecordError
 from pitstop.workshop import dataset
 from pitstop.workshop import recipe as recipes
@@ -129,6 +131,23 @@ def test_what_a_table_cannot_mean_is_said_at_once() -> None:
     found = problems(Table("y", words={"0": "a", "1": "a"}, range=(3.0, 3.0), decimals=9, digits=0, leave_out=("y",)))
     assert len(found) == 6
     assert "decimals: only a number has them; give its range" in problems(Table("y", decimals=2))
+
+
+def test_further_rows_are_told_as_those_of_the_training_were(project: Project) -> None:
+    rows = [{"nr": at, "size (cm)": at, "y": "ab"[at % 2]} for at in range(4)]
+    write_csv(project.folder / "t.csv", rows)
+    write_csv(project.folder / "more.csv", [{key: row[key] for key in ("nr", "size (cm)")} for row in rows])
+    data = {"train": "t.csv", "columns": {"id": "nr"}, "table": {"label": "y"}}
+    recipe = project.recipe(data=data, check={"metric": "class"})
+    done = CliRunner().invoke(app, ["tell", str(recipe), "more.csv"])
+    assert done.exit_code == 0, done.output
+    trained = dataset.load_rows(Path("t.csv"), {"id": "nr"}, Table("y"))
+    assert done.stdout.splitlines() == [row.prompt[0]["content"] for row in trained]
+    scripted = CliRunner().invoke(app, ["tell", str(recipe), "more.csv", "--json", "-"])
+    assert [one["prompt"] for one in json.loads(scripted.stdout)] == done.stdout.splitlines()
+    plain = CliRunner().invoke(app, ["tell", str(project.recipe()), "more.csv"])
+    assert plain.exit_code == 2
+    assert "no table" in plain.output
 
 
 def test_a_recipe_says_how_a_table_is_scored(project: Project) -> None:

@@ -20,6 +20,7 @@ from pitstop.cli.frame import (
     finish,
     needs,
 )
+from pitstop.errors import UsageError
 
 
 @app.command(rich_help_panel=START)
@@ -286,3 +287,20 @@ def build(
     finish(results, f"{packed} of {len(results)} packed", json)
     if packed < len(results):
         raise typer.Exit(3 if any(built.outcome == "broken" for built in results) else 1)
+
+
+@app.command(rich_help_panel=BUILD)
+def tell(
+    recipe: Recipe,
+    source: Annotated[Path, typer.Argument(metavar="TABLE", help="Further rows; they need no label.")],
+    json: Json = None,
+) -> None:
+    """Tell rows of a table as prompts, one a line."""
+    from pitstop.workshop import recipe as recipes
+    from pitstop.workshop import tables
+
+    data = recipes.load(recipe).data
+    if data.table is None:
+        raise UsageError("the recipe's rows are no table: ask them as they are", where=recipe)
+    prompts = tables.ask_rows(source, data.table, data.columns)
+    finish([{"prompt": prompt} for prompt in prompts], "\n".join(prompts), json)

@@ -15,7 +15,7 @@ from pitstop.errors import MissingExtra, PitstopError
 
 START, BUILD, PUBLISH, DEVICE, MORE = "Start here", "Build an adapter", "Publish it", "On the device", "More"
 MAKE = ("base", "train", "import", "settle", "check", "repair")
-SHIP = ("export", "merge", "parity", "pack", "build")
+SHIP = ("export", "merge", "parity", "pack", "build", "tell")
 BUILDER = ("demo", "init", *MAKE, *SHIP)
 OWNER = ("update", "status", "rollback", "serve", "web", "chat", "bench")
 FLOW = (*BUILDER, "keys", "publish", *OWNER, "suites", "doctor")

@@ -11,7 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from pitstop.workshop import sources
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})  # cells that say nothing, in any case
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")  # 007 is a name
@@ -66,18 +69,45 @@ def told(table: Table, cells: Any, apart: Collection[str] = ()) -> dict[str, Any
     Raises:
         ValueError: it is no row of this table, with the reason.
     """
+    prompt = asked(table, cells, apart)
+    if table.label not in cells:
+        raise ValueError(_absent(table.label, cells))
+    kept = {key: cells[key] for key in ("id", "group") if key in cells and key in apart}
+    return {"prompt": prompt, "completion": _answer(table, cells[table.label]), **kept}
+
+
+def asked(table: Table, cells: Any, apart: Collection[str] = ()) -> str:
+    """Return a row as the prompt alone, whether it has the label or not; arguments and errors as for `told`."""
     if not isinstance(cells, Mapping):
         raise ValueError("not a row with columns")
-    if absent := [column for column in (table.label, *table.units, *table.leave_out) if column not in cells]:
-        raise ValueError(f"no column {absent[0]!r}; there are: {', '.join(map(str, cells))}")
+    if absent := [column for column in (*table.units, *table.leave_out) if column not in cells]:
+        raise ValueError(_absent(absent[0], cells))
     silent = {table.label, *table.leave_out, *apart}
     parts = [_told(table, column, value) for column, value in cells.items() if column not in silent]
     sentence = ", ".join(part for part in parts if part)
     if not sentence:
         raise ValueError("every cell is empty")
-    prompt = f"{sentence[0].upper()}{sentence[1:]}. {table.question}"
-    kept = {key: cells[key] for key in ("id", "group") if key in cells and key in apart}
-    return {"prompt": prompt, "completion": _answer(table, cells[table.label]), **kept}
+    return f"{sentence[0].upper()}{sentence[1:]}. {table.question}"
+
+
+def ask_rows(source: Path, table: Table, columns: Mapping[str, str]) -> list[str]:
+    """Return what to ask about further rows of a table, with the label or without.
+
+    Args:
+        columns: as for training: our name of an id or a group -> the table's.
+
+    Raises:
+        UsageError: no such file.
+        DatasetError: every bad line at once, with its number.
+    """
+    apart = {*columns, *columns.values()}
+    form = f"a row has cells, and needs none under {table.label!r}"
+    prompts, _ = sources.read(source, lambda cells, _: asked(table, cells, apart), form=form)
+    return prompts
+
+
+def _absent(column: str, cells: Mapping[Any, Any]) -> str:
+    return f"no column {column!r}; there are: {', '.join(map(str, cells))}"
 
 
 def _told(table: Table, column: str, value: Any) -> str:
