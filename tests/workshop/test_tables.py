@@ -68,6 +68,12 @@ def test_an_empty_cell_says_nothing(value: Any) -> None:
         told(Table("y"), {"x": 1, "y": value})
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, [1, 2]])
+def test_a_cell_holds_one_thing(value: Any) -> None:
+    with pytest.raises(ValueError, match="not several"):
+        told(Table("y"), {"x": value, "y": "a"})
+
+
 @given(st.floats(-1e9, 1e9), st.integers(1, 9))
 def test_a_number_is_told_to_as_many_digits_as_were_asked(value: float, digits: int) -> None:
     said = told(Table("y", digits=digits), {"x": value, "y": "a"})["prompt"]

@@ -140,6 +140,8 @@ def _cell(value: Any, digits: int) -> str | None:
         return None
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (Mapping, list, tuple)):
+        raise ValueError("a cell holds a text or a number, not several")
     text = " ".join(str(value).split())
     if text.casefold() in MISSING:
         return None
