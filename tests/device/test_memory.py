@@ -1,5 +1,6 @@
 """What is freed goes back to the system."""
 
+import gc
 import mmap
 import platform
 import subprocess
@@ -61,6 +62,24 @@ def test_a_large_block_comes_from_the_system_after_one_was_freed(setting: str, f
         [sys.executable, "-c", BLOCKS_AFTER_A_FREE, setting], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == from_the_system
+
+
+def test_garbage_that_goes_later_does_not_count_against_what_comes() -> None:
+    class Loop:
+        def __init__(self) -> None:
+            self.itself = self
+            self.block = bytearray(b"x") * (30 * MIB)
+
+    gc.disable()
+    try:
+        Loop()
+        before = held()
+    finally:
+        gc.enable()
+    gc.collect()
+    block = bytearray(b"x") * (10 * MIB)
+    assert held().since(before) >= 9 * MIB
+    assert len(block) == 10 * MIB
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not tell mappings apart")

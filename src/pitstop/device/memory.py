@@ -1,6 +1,7 @@
 """How this process gets memory from the system, and gives it back."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections import Counter
@@ -49,9 +50,10 @@ class Held:
 def held() -> Held:
     """Return what this process has in memory; where its parts are not told apart, all of it is of no file.
 
-    What lies free in glibc's heap is given back first: it is held by nobody, and what is loaded into it would come
-    for nothing.
+    Garbage, and what lies free in glibc's heap, is given back first: nobody holds it. What is loaded into its place
+    would come for nothing, and what goes later would count against what comes.
     """
+    gc.collect()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
