@@ -1,5 +1,6 @@
 """A table's rows become sentences that lose nothing, and its label an answer that can be scored."""
 
+import contextlib
 import csv
 import json
 import math
@@ -53,6 +54,9 @@ def test_names_and_units_are_told_and_the_label_is_asked_for() -> None:
         (True, "yes"),
         ("  two   words ", "two words"),
         ("inf", "inf"),
+        ("E5", "E5"),  # a grade
+        (".5", "0.5"),
+        (1.79e308, "1.79e+308"),
     ],
 )
 def test_a_cell_is_told_as_people_write_it(value: Any, said: str) -> None:
@@ -74,6 +78,12 @@ def test_a_cell_holds_one_thing(value: Any) -> None:
         told(Table("y"), {"x": value, "y": "a"})
 
 
+@given(st.text() | st.floats() | st.integers())
+def test_any_cell_is_told_or_refused(value: Any) -> None:
+    with contextlib.suppress(ValueError):
+        assert told(Table("y", digits=1), {"x": value, "z": 1, "y": "a"})["prompt"].endswith("What is the y?")
+
+
 @given(st.floats(-1e9, 1e9), st.integers(1, 9))
 def test_a_number_is_told_to_as_many_digits_as_were_asked(value: float, digits: int) -> None:
     said = told(Table("y", digits=digits), {"x": value, "y": "a"})["prompt"]
@@ -83,7 +93,7 @@ def test_a_number_is_told_to_as_many_digits_as_were_asked(value: float, digits: 
 
 
 @given(st.lists(st.floats(-50, 400), min_size=2, max_size=2), st.integers(0, 3))
-def test_numbers_to_answer_have_one_width_and_keep_their_order(values: list[float], decimals: int) -> None:
+def test_numbers_to_answer_have_one_width_and_say_their_value(values: list[float], decimals: int) -> None:
     table = Table("y", range=(-50.0, 400.0), decimals=decimals)
     answers = [told(table, {"x": 1, "y": value})["completion"] for value in values]
     assert len(answers[0]) == len(answers[1])

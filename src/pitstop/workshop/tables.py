@@ -17,7 +17,8 @@ from typing import Any
 from pitstop.workshop import sources
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})  # cells that say nothing, in any case
-NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")  # 007 is a name
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # 007 and E5 are names
+LARGEST = 1e15  # number that is told digit by digit; a larger one as it is written
 NAMED_UNIT = re.compile(r"(?P<name>.+?)\s*\((?P<unit>[^()]+)\)")
 
 
@@ -146,7 +147,7 @@ def _cell(value: Any, digits: int) -> str | None:
     if text.casefold() in MISSING:
         return None
     number = _number(text)
-    if number is None:
+    if number is None or abs(number) >= LARGEST:
         return text
     rounded = float(f"{number:.{digits - 1}e}")
     if rounded == 0:
@@ -157,7 +158,7 @@ def _cell(value: Any, digits: int) -> str | None:
 
 
 def _number(text: str) -> float | None:
-    if not NUMBER.fullmatch(text) or not any(character.isdigit() for character in text):
+    if not NUMBER.fullmatch(text):
         return None
     number = float(text)
     return number if math.isfinite(number) else None
