@@ -37,6 +37,11 @@ def test_an_adapter_that_prefers_a_class_is_seen(engine: BigramEngine) -> None:
     assert found.off is None
 
 
+def test_a_row_that_leaves_no_room_for_its_classes_is_left_out(engine: BigramEngine) -> None:
+    rows = [TaskRow(str(length), "g", "a" * length, "cat", WORDS) for length in (198, 199)]
+    assert measure_task(engine, rows, metric="class").excluded == ("199",)
+
+
 def test_a_test_answer_that_was_never_trained_is_refused(engine: BigramEngine) -> None:
     with pytest.raises(DatasetError, match="no answer of the training rows"):
         measure_task(engine, [TaskRow("a", "a", "the ", "cow", WORDS)], metric="class")

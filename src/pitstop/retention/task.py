@@ -131,7 +131,8 @@ def measure_task(
     """
     check_rows(rows, metric)
     prompts = {row.id: engine.tokenize(row.prompt) for row in rows}
-    fitting = [row for row in rows if 0 < len(prompts[row.id]) < engine.context_length]
+    after = {words: _least_after(engine, words) for words in {row.classes for row in rows}}
+    fitting = [row for row in rows if 0 < len(prompts[row.id]) <= engine.context_length - after[row.classes]]
     if not fitting:
         raise UsageError(f"no row's prompt fits the context of {engine.context_length} tokens")
     with progress(f"task, {use.adapter or 'base'}", len(fitting), "rows") as advance:
@@ -141,6 +142,11 @@ def measure_task(
             found = _generated(engine, fitting, prompts, use, sampling or Sampling(), metric, advance)
     answers = tuple(found[row.id] for row in rows if row.id in found)
     return TaskResult(metric, answers, tuple(row.id for row in rows if row.id not in found))
+
+
+def _least_after(engine: Engine, classes: Sequence[str]) -> int:
+    """Return how many tokens need room after a prompt: of the longest class all but the last, which is predicted."""
+    return max((len(engine.tokenize(word)) - 1 for word in classes), default=1)
 
 
 def _classified(
