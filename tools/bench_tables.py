@@ -2,13 +2,15 @@
 
     python tools/bench_tables.py [--quick] [--seeds N] [--sets iris,wine] [--json FILE]
 
-Works in the current folder and goes on where it was stopped: hours for five sets and five seeds on two cores. With the
-names of the columns shuffled, the same numbers are told under wrong names: what is lost then is what names gave.
+Works in the cache and goes on where it was stopped: hours for five sets and five seeds on two cores, so `make bench`
+leaves it out. With the names of the columns shuffled, the same numbers are told under wrong names: what is lost then is
+what names gave.
 """
 
+import argparse
+import contextlib
 import json
 import random
-import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from peer_packages import environment
 from pitstop.demo import smollm2
 from pitstop.engines.base import Use
 from pitstop.files import write_bytes
+from pitstop.packages import cache_folder
 from pitstop.retention import builders
 from pitstop.retention.report import RetentionReport
 from pitstop.retention.task import TaskResult, measure_task
@@ -46,6 +49,15 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=SEEDS)
     options.add_argument("--sets", default=",".join(EPOCHS), help="some of them, with commas")
     chosen = options.parse_args()
+    target = chosen.json.absolute() if chosen.json else None
+    home = cache_folder() / "bench-tables"
+    home.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(home):
+        run(chosen, target)
+
+
+def run(chosen: argparse.Namespace, target: Path | None) -> None:
+    """Measure in the current folder."""
     seeds, sets = (1, ["iris"]) if chosen.quick else (chosen.seeds, chosen.sets.split(","))
     python = environment("tables", PACKAGES) / "bin" / "python"
     prepare(python)
@@ -59,7 +71,7 @@ def main() -> None:
     rows = [one for name in sets for one in rows_of(name, [results[f"{name} {seed}"] for seed in range(seeds)])]
     gate = {name: results[f"{name} 0"]["gate"]["outcome"] for name in sets}
     head = header(["torch", "transformers", "peft"], peers=PACKAGES, seeds=seeds, epochs=EPOCHS, gate=gate)
-    report(head, rows, chosen.json)
+    report(head, rows, target)
 
 
 def prepare(python: Path) -> None:
@@ -80,10 +92,11 @@ def measure(python: Path, name: str, seed: int) -> dict[str, Any]:
     asked = [python, PEERS, "score", f"{name}.csv", about["label"], str(seed), folder]
     found: dict[str, Any] = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout)
     recipe = write_recipe(name, about, folder, seed, shuffled=False)
-    found["ours"] = score(learn(recipe))
+    span = about["range"][1] - about["range"][0] if about["range"] else 0.0
+    found["ours"] = score(learn(recipe), span)
     if seed == 0:
         found["gate"] = judged(check(recipe))
-    found["shuffled"] = score(learn(write_recipe(name, about, folder, seed, shuffled=True)))
+    found["shuffled"] = score(learn(write_recipe(name, about, folder, seed, shuffled=True)), span)
     return found
 
 
@@ -134,11 +147,17 @@ def learn(path: Path) -> TaskResult:
         return measure_task(engine, task_rows(recipe, ref), use, metric=recipe.check.metric, sampling=sampling(recipe))
 
 
-def score(result: TaskResult) -> dict[str, float]:
-    """Return what is compared with the peers: the share of right answers, or the mean absolute error."""
+def score(result: TaskResult, span: float) -> dict[str, float]:
+    """Return what is compared with the peers: the share of right answers, or the mean absolute error.
+
+    Args:
+        span: from the least to the greatest number there is; 0 for classes.
+    """
     off = [answer.off for answer in result.answers if answer.off is not None]
     if result.metric == "number":
-        return {"error": statistics.fmean(off), "numbers": result.parse_rate}
+        silent = len(result.answers) - len(off)  # what is no number is as far off as can be
+        error = (sum(off) + silent * span) / len(result.answers)
+        return {"error": error, "numbers": result.parse_rate}
     return {"right": result.exact, "calibration error": result.calibration_error or 0.0}
 
 
