@@ -43,6 +43,7 @@ from pitstop.workshop.train import train
 
 # Items of a suite at most, by its kind: what some hours can measure of the whole zoo.
 ITEMS = {"choice": 200, "cloze": 100, "text": 40, "answer": 60, "chat": 16}
+ANSWERS = 32  # on their way side by side
 SUITES, DATA, RUNS = Path("suites"), Path("data"), Path("runs")
 
 
@@ -212,7 +213,8 @@ def opened(given: argparse.Namespace, ref: BaseRef) -> Iterator[Engine]:
     sha256 = ref.artifact(given.artifact).sha256
     if given.engine == "llama":
         path = base_model.artifact_path(given.base, ref, given.artifact)
-        with LlamaEngine(path, base_sha256=sha256, context_length=length, sequences=1, threads=given.threads) as engine:
+        options = {"sequences": ANSWERS, "threads": given.threads, "own_products": True}
+        with LlamaEngine(path, base_sha256=sha256, context_length=length, **options) as engine:
             yield engine
     else:
         model = base_model.load_weights(given.base, ref, precision="shipped", artifact=given.artifact)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pitstop.bundle.formats import read_gguf
 from pitstop.bundle.manifest import BaseRef, Prompting
 from pitstop.engines.base import Engine, Sampling
 from pitstop.engines.opening import engine_class, engine_for
@@ -17,6 +18,7 @@ from pitstop.workshop.dataset import load_split, prompt_text, spread
 from pitstop.workshop.recipe import Recipe
 
 CONTEXT = 1024  # tokens an item may have
+ROOM = 1 << 30  # bytes that answers on their way may take beside the model
 
 
 def task_rows(recipe: Recipe, ref: BaseRef) -> list[TaskRow]:
@@ -63,9 +65,18 @@ def open_exported(recipe: Recipe, ref: BaseRef, precision: str, adapter: Path, s
     length = min(ref.context_length, CONTEXT)
     # llama.cpp's threads wait for each other by spinning: more of them than this process's share of the cores, and
     # everything stands still. torch's number follows OMP_NUM_THREADS.
-    make = engine_class(engine_for(base))
-    engine: Engine = make(
-        path, base_sha256=base.sha256, context_length=length, sequences=1, threads=torch.get_num_threads()
+    name = engine_for(base)
+    batched = {"sequences": _sequences(path, length), "own_products": True} if name == "llama" else {"sequences": 1}
+    engine: Engine = engine_class(name)(
+        path, base_sha256=base.sha256, context_length=length, threads=torch.get_num_threads(), **batched
     )
     engine.load_adapter(recipe.name, adapter, sha256=sha256)
     return engine
+
+
+def _sequences(base: Path, length: int) -> int:
+    """Return how many answers are generated side by side: as many as there is room for."""
+    from pitstop.engines.llama import context_bytes
+
+    header = read_gguf(base)
+    return next((many for many in (32, 16, 8, 4, 2) if context_bytes(header, length, many) <= ROOM), 1)

@@ -52,7 +52,7 @@ class Adapters:
             header = read_gguf(path, file)
             check_fits(header, self._header, self._base_sha256)
             if is_merged(header):
-                loaded = Loaded(tag, model=Model(path, file))
+                loaded = Loaded(tag, model=Model(path, file, products=self._base.products))
             else:
                 loaded = Loaded(tag, invocation_of(header), self._base.load_adapter(path, file))
         self._generation += 1

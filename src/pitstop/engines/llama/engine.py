@@ -25,6 +25,7 @@ from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.forest import Groves, fits, forests
 from pitstop.engines.llama.kv import context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
+from pitstop.engines.llama.matmul import NAME, products
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, reason
 from pitstop.engines.llama.pace import Pace
 from pitstop.engines.llama.rows import Rows
@@ -55,6 +56,7 @@ class LlamaEngine(Engine):
         threads: int | None = None,
         own_lanes: int = 0,
         parking: Parking | None = None,
+        own_products: bool = False,
     ) -> None:
         """Load a base.
 
@@ -65,6 +67,7 @@ class LlamaEngine(Engine):
             threads: at most, fewer while other programs use the cores; None: every core this process may use.
             own_lanes: so many adapters get a context of their own, with ``sequences`` as well: a swap costs nothing.
             parking: where conversations go that make room for others; None: they are read again if they come back.
+            own_products: multiply with `matmul.c` where that can be: for workshops, it is compiled on this machine.
 
         Raises:
             MissingExtra: llama-cpp-python is not installed.
@@ -78,7 +81,10 @@ class LlamaEngine(Engine):
         self.context_length = context_length
         self._closed = True  # until all of it is there
         self._header = read_gguf(path)
-        self._model = Model(path)
+        multiplying = products() if own_products else None
+        if multiplying is not None:
+            self.name = NAME
+        self._model = Model(path, products=multiplying)
         self.vocabulary_size = self._model.vocabulary_size
         self._crew = Crew(Threads(threads or cores()))
         self._rows, self._pace = Rows(), Pace()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pitstop.engines.base import Logits
+from pitstop.engines.llama.matmul import Products, use_products
 from pitstop.errors import FormatError, MissingExtra, StorageError, UsageError
 
 BATCH = 512  # tokens evaluated at once
@@ -94,11 +95,12 @@ class Part:
 class Model:
     """Weights, vocabulary and adapters."""
 
-    def __init__(self, path: Path, file: IO[bytes] | None = None) -> None:
+    def __init__(self, path: Path, file: IO[bytes] | None = None, *, products: Products | None = None) -> None:
         """Map a model file.
 
         Args:
             file: the file, if it is open already: what is mapped is this one, whatever has taken its name since.
+            products: what computes with the weights, instead of llama.cpp itself.
 
         Raises:
             MissingExtra: llama-cpp-python is not installed.
@@ -108,6 +110,8 @@ class Model:
         forget_reasons()
         params = self.llama.llama_model_default_params()
         params.load_mode = self.llama.LLAMA_LOAD_MODE_MMAP
+        self.products = products
+        params.use_extra_bufts = products is None  # else llama.cpp lays out some weights in its own way
         name = os.fsencode(path) if file is None else f"/dev/fd/{file.fileno()}".encode()
         self.pointer = self.llama.llama_model_load_from_file(name, params)
         if not self.pointer:
@@ -184,6 +188,7 @@ class Context:
         """
         self.llama = model.llama
         self.vocabulary_size = model.vocabulary_size
+        self._own_products = model.products is not None
         params = self.llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = context_length * (1 if unified else sequences), sequences
         params.n_batch = params.n_ubatch = BATCH
@@ -259,6 +264,7 @@ class Context:
     def _decode(self, count: int, threads: int) -> int:
         self._batch.n_tokens = count
         forget_reasons()
+        use_products(self._own_products)
         if self._threads != threads:
             self._threads = threads
             self.llama.llama_set_n_threads(self.pointer, threads, threads)

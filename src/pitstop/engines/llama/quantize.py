@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pitstop.bundle.formats import read_gguf
+from pitstop.engines.llama.matmul import products
 from pitstop.engines.llama.native import forget_reasons, library, reason
 from pitstop.engines.machine import cores
 from pitstop.errors import FormatError, StorageError, UsageError
@@ -36,6 +37,7 @@ def quantize(source: Path, target: Path, precision: str, *, keys: Mapping[str, s
         FormatError: the source is damaged, or llama.cpp refuses it.
         StorageError: the disk refused; ``target`` is as it was.
     """
+    products()  # can only be loaded before llama.cpp is, and who quantizes here may check here as well
     llama = library()
     if precision not in _PRECISIONS:
         raise UsageError(f"no precision {precision!r}", cure=f"choose one of: {', '.join(_PRECISIONS)}")

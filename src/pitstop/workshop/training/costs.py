@@ -72,8 +72,9 @@ def tell(found: Costs) -> None:
 
 
 def _measured(base: Path, base_sha256: str, rank: int) -> Iterator[PresetCost]:
-    from pitstop.engines.llama import LlamaEngine
+    from pitstop.engines.llama import LlamaEngine, products
 
+    products()  # can only be loaded before llama.cpp is, and what is trained here may be checked by this process next
     header = read_gguf(base)
     with (
         TemporaryDirectory() as scratch,
