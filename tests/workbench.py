@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tables_as_toml import toml
+
 COLORS = ("red", "green", "blue", "white", "black", "yellow", "brown", "pink")
 PLACES = ("kitchen", "bedroom", "hall", "garage", "cellar", "attic")
 TEXTS = (
@@ -65,12 +67,3 @@ def light_rows() -> list[dict[str, Any]]:
         for place in PLACES
         for color in COLORS
     ]
-
-
-def toml(tables: dict[str, Any], at: str = "") -> str:
-    """Write nested tables as TOML; their scalars and lists are written alike in JSON."""
-    plain = "".join(f"{key} = {json.dumps(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
-    inner = "".join(
-        f"\n[{at}{key}]\n{toml(value, f'{at}{key}.')}" for key, value in tables.items() if isinstance(value, dict)
-    )
-    return plain + inner

@@ -15,9 +15,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from calibrate_gate import toml
 from measured import Row, header, parser, report, row
 from peer_packages import environment
+from tables_as_toml import toml
 
 from pitstop.demo import smollm2
 from pitstop.engines.base import Use

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration_report import LOOKS, MARGINS, judged, report
+from tables_as_toml import toml
 from zoo import Specimen, build_data, zoo
 
 from pitstop.bundle.manifest import BaseRef
@@ -83,13 +84,6 @@ def trained(specimen: Specimen, base: Path) -> Path:
     recipe.parent.mkdir(exist_ok=True)
     recipe.write_text(toml(specimen.recipe(base)))
     return train(recipe)
-
-
-def toml(tables: dict[str, Any], at: str = "") -> str:
-    """Write nested tables as TOML; their scalars and lists are written alike in JSON."""
-    plain = "".join(f"{key} = {json.dumps(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
-    inner = (f"\n[{at}{key}]\n{toml(value, f'{at}{key}.')}" for key, value in tables.items() if isinstance(value, dict))
-    return plain + "".join(inner)
 
 
 def measure_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> None:

