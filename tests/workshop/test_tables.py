@@ -166,6 +166,19 @@ def test_further_rows_are_told_as_those_of_the_training_were(project: Project) -
     assert "no table" in plain.output
 
 
+def test_further_rows_have_the_columns_of_the_training(project: Project) -> None:
+    write_csv(project.folder / "t.csv", [{"size (cm)": at, "color": "red", "y": "ab"[at % 2]} for at in range(4)])
+    recipe = project.recipe(data={"train": "t.csv", "table": {"label": "y"}}, check={"metric": "class"})
+    lines = [{"size (cm)": 1}, {"size (cm)": 1, "color": "", "width": 2}, {"size (cm)": 1, "color": "red"}]
+    (project.folder / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = CliRunner().invoke(app, ["tell", str(recipe), "more.jsonl"])
+    said = " ".join(done.output.split())
+    assert done.exit_code == 3
+    assert "line 1: no column 'color'; there are: size (cm)" in said
+    assert "line 2: column 'width' is none of the training table's: color, size (cm)" in said
+    assert "line 3" not in said
+
+
 def test_a_recipe_says_how_a_table_is_scored(project: Project) -> None:
     write_csv(project.folder / "t.csv", [{"x": 1, "y": "a"}])
     data = {"train": "t.csv", "columns": {"prompt": "x"}, "table": {"label": "y", "digits": 99}}

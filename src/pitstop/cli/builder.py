@@ -302,5 +302,5 @@ def tell(
     data = recipes.load(recipe).data
     if data.table is None:
         raise UsageError("the recipe's rows are no table: ask them as they are", where=recipe)
-    prompts = tables.ask_rows(source, data.table, data.columns)
+    prompts = tables.ask_rows(source, data.table, data.columns, data.train)
     finish([{"prompt": prompt} for prompt in prompts], "\n".join(prompts), json)

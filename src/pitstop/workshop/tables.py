@@ -91,19 +91,33 @@ def asked(table: Table, cells: Any, apart: Collection[str] = ()) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}. {table.question}"
 
 
-def ask_rows(source: Path, table: Table, columns: Mapping[str, str]) -> list[str]:
+def ask_rows(source: Path, table: Table, columns: Mapping[str, str], trained: Path) -> list[str]:
     """Return what to ask about further rows of a table, with the label or without.
 
     Args:
         columns: as for training: our name of an id or a group -> the table's.
+        trained: the table of the training rows, whose columns a further row must have: what it says beside them, or
+            leaves out, the adapter has never read.
 
     Raises:
         UsageError: no such file.
         DatasetError: every bad line at once, with its number.
     """
     apart = {*columns, *columns.values()}
-    form = f"a row has cells, and needs none under {table.label!r}"
-    prompts, _ = sources.read(source, lambda cells, _: asked(table, cells, apart), form=form)
+    known, _ = sources.read(trained, lambda cells, _: frozenset(cells if isinstance(cells, Mapping) else ()))
+    told = frozenset[str]().union(*known) - {table.label, *table.leave_out, *apart}
+    always = told.intersection(*known)
+
+    def ask(cells: Any, _: int) -> str:
+        prompt = asked(table, cells, apart)
+        if absent := sorted(always - set(cells)):
+            raise ValueError(_absent(absent[0], cells))
+        if unknown := [column for column in cells if column not in {*told, table.label, *table.leave_out, *apart}]:
+            raise ValueError(f"column {unknown[0]!r} is none of the training table's: {', '.join(sorted(told))}")
+        return prompt
+
+    form = f"a row has the cells of {trained.name}, and needs none under {table.label!r}"
+    prompts, _ = sources.read(source, ask, form=form)
     return prompts
 
 
