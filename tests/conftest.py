@@ -10,8 +10,14 @@ import pytest
 from onnx_files import built_graph
 from pitstop.bundle.binding import BASE_KEY
 from pitstop.demo import smollm2
+from pitstop.engines.llama.matmul import products
 from pitstop.files import sha256_file
 from pitstop.packages import cache_folder
+
+
+def pytest_configure() -> None:
+    """Load our products before any test loads llama.cpp: afterwards a workshop's engines could not have them."""
+    products()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from forgetting import accuracy, bits, learned
 from pitstop.errors import BrokenInput, RecordError
+from pitstop.retention import tripwire
 from pitstop.retention.gate import ALL_CHOICES, Criterion, Verdict, gate, holm
 from pitstop.retention.margins import Margins, check_margins
 from pitstop.retention.paired import Paired
@@ -142,6 +143,17 @@ def test_kl_warns_and_never_judges() -> None:
     assert gate(healthy(), learned(), {"kl-chat": 9.0}).outcome == "pass"
     assert len(gate(healthy(), learned(), {"kl-chat": 9.0, "kl-general": 0.01}).warnings) == 1
     assert len(gate(healthy(), learned(), {"kl-chat": float("nan")}).warnings) == 1
+
+
+def test_the_kl_that_warns_is_that_of_the_base() -> None:
+    base, value = next(iter(tripwire.CALIBRATED.items()))
+    known, unknown = (tripwire.for_base(Margins(), weights) for weights in (base, "0" * 64))
+    assert tripwire.level(known) == value
+    assert tripwire.level(unknown) == tripwire.UNCALIBRATED
+    assert tripwire.level(tripwire.for_base(Margins(kl_warn=0.3), base)) == 0.3
+    above = {"kl-chat": 2 * max(value, tripwire.UNCALIBRATED)}
+    assert "calibrated" not in gate(healthy(), learned(), above, known).warnings[0]
+    assert "no value is calibrated for this base" in gate(healthy(), learned(), above, unknown).warnings[0]
 
 
 def test_holm_corrects_what_fails() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pitstop.retention.gate import Criterion
+from pitstop.retention.tripwire import level
 from pitstop.retention.wording import TASK, TASK_SCORE, amount, looked
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _bars(name: str, baseline: float, adapted: float) -> str:
 def _drift(report: RetentionReport) -> str:
     if not report.drift:
         return ""
-    rows = "".join(_drift_row(probe, report.margins.kl_warn) for probe in report.drift)
+    rows = "".join(_drift_row(probe, level(report.margins)) for probe in report.drift)
     return (
         "<h2>How far it moved from the base</h2>"
         "<p class=soft>KL(base‖adapted) in nats per token, averaged over documents. It warns and does not judge.</p>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pitstop.retention.paired import LEAST_GROUPS
+from pitstop.retention.tripwire import level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,11 +93,12 @@ def looked(look: int, margins: Margins) -> str:
 
 def warnings(drift: Mapping[str, float], blind: Sequence[Paired], margins: Margins) -> tuple[str, ...]:
     """Say what does not stand in the way of a pass, but ought to be looked at."""
+    unknown = " (no value is calibrated for this base)" if margins.kl_warn is None else ""
     found = [
-        f"{name}: KL to the base is {value:.3f} nats per token, above {margins.kl_warn:g}: the model changed where the "
-        "task does not need it; look closely even if the suites pass"
+        f"{name}: KL to the base is {value:.3f} nats per token, above {level(margins):g}{unknown}: the model changed "
+        "where the task does not need it; look closely even if the suites pass"
         for name, value in drift.items()
-        if not value <= margins.kl_warn
+        if not value <= level(margins)
     ]
     return (*found, *(_uncounted(suite) for suite in blind))
 

@@ -15,12 +15,14 @@ from pitstop.errors import UsageError
 from pitstop.progress import say
 from pitstop.retention.drift import drift, scale_curve
 from pitstop.retention.looks import look_at
+from pitstop.retention.margins import Margins
 from pitstop.retention.measure import join, measure
 from pitstop.retention.overlap import set_aside, set_documents_aside, trained_on
 from pitstop.retention.plan import shortages
 from pitstop.retention.report import Measured, RetentionReport, make_report, write_html
 from pitstop.retention.suite import Suite, TextItem, default_folder, load_all
 from pitstop.retention.task import TaskResult, TaskRow, measure_task
+from pitstop.retention.tripwire import for_base
 from pitstop.workshop import adapter as adapters
 from pitstop.workshop import base_model
 from pitstop.workshop import recipe as recipes
@@ -47,6 +49,7 @@ class _Subject:
     invocation: Sequence[int]
     suites: Sequence[Suite]
     rows: Sequence[TaskRow]
+    margins: Margins
     trained_on: Mapping[str, frozenset[str]]  # ids of items by suite: they do not count
     ships: Shipped | None
 
@@ -148,6 +151,7 @@ def _subject(
         invocation=engine.invocation(recipe.name),
         suites=suites,
         rows=rows,
+        margins=for_base(recipe.check.margins, ref.weights_sha256),
         trained_on=trained_on(suites, training_texts(recipe)),
         ships=ships,
     )
@@ -166,7 +170,7 @@ def _judge(subject: _Subject, recipe: Recipe, identity: adapters.Identity, input
             adapter=recipe.name,
             adapter_sha256=identity.adapter_sha256,
             scale=recipe.scale,
-            margins=recipe.check.margins,
+            margins=subject.margins,
             inputs=inputs,
             look=look if len(looks) > 1 else 0,
             displacement=moved,
