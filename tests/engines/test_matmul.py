@@ -4,6 +4,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pitstop.bundle.formats import read_gguf
 from pitstop.engines.llama import matmul
 from pitstop.files import sha256_file
 
@@ -107,6 +109,14 @@ def test_what_it_has_no_product_for_it_hands_on(
 ) -> None:
     library.pitstop_matmul_use(on)
     assert product(library, np.zeros((m, 34), np.uint8), np.zeros((n, 34), np.uint8), kinds, m, n, 1, 1) is None
+
+
+def test_it_is_for_bases_of_its_types(smollm2_gguf: Path) -> None:
+    header = read_gguf(smollm2_gguf)  # in Q4_1
+    kinds = {"Q4_1": False, "Q8_0": True, "Q4_0": True, "F16": False}
+    for kind, wanted in kinds.items():
+        tensors = tuple(replace(one, type=kind) if one.type == "Q4_1" else one for one in header.tensors)
+        assert matmul.multiplies(replace(header, tensors=tensors)) is wanted
 
 
 IN_A_PROCESS = """

@@ -53,7 +53,8 @@ def test_a_report_names_the_file_that_ships(checkable: Project) -> None:
     recipe = checkable.recipe(**settings, export={"delivery": "merged"})
     merged = merge(recipe).artifact.sha256
     report = check(recipe)
-    assert (report.engine, report.artifact_sha256) == ("llama", merged), "a merged model is measured as it ships"
+    assert report.engine.startswith("llama")
+    assert report.artifact_sha256 == merged, "a merged model is measured as it ships"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.forest import Groves, fits, forests
 from pitstop.engines.llama.kv import context_bytes
 from pitstop.engines.llama.lanes import Lane, Lanes
-from pitstop.engines.llama.matmul import NAME, products
+from pitstop.engines.llama.matmul import NAME, multiplies, products
 from pitstop.engines.llama.native import BATCH, OUTPUTS, Context, Model, reason
 from pitstop.engines.llama.pace import Pace
 from pitstop.engines.llama.rows import Rows
@@ -81,7 +81,7 @@ class LlamaEngine(Engine):
         self.context_length = context_length
         self._closed = True  # until all of it is there
         self._header = read_gguf(path)
-        multiplying = products() if own_products else None
+        multiplying = products() if own_products and multiplies(self._header) else None
         if multiplying is not None:
             self.name = NAME
         self._model = Model(path, products=multiplying)

@@ -8,6 +8,7 @@ workshops only: a board loads no code that its bundle's signature does not stand
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -22,10 +23,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pitstop.bundle.formats import GgufHeader
 from pitstop.packages import cache_folder
 
 NAME = "llama, AVX-512 VNNI"  # the engine's, where this computes: it rounds otherwise, and base and adapter need one
 TESTED = ("0.3.36",)  # versions of llama-cpp-python whose product has this signature, and these layouts of blocks
+TYPES = ("Q8_0", "Q4_0")  # of weights
 _FLAGS = ("-O3", "-shared", "-fPIC")
 
 
@@ -85,6 +88,12 @@ def _loaded(name: str) -> ctypes.CDLL:
         with suppress(OSError):
             return ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
     raise OSError(f"no {name} is loaded")
+
+
+def multiplies(header: GgufHeader) -> bool:
+    """Tell whether most of a base's values are of types that the library has products for."""
+    sizes = [(math.prod(tensor.shape), tensor.type in TYPES) for tensor in header.tensors]
+    return sum(size for size, ours in sizes if ours) > sum(size for size, _ in sizes) / 2
 
 
 def use_products(on: bool) -> None:
