@@ -43,7 +43,7 @@ from pitstop.workshop.task import CONTEXT
 from pitstop.workshop.train import train
 
 # Items of a suite at most, by its kind: what some hours can measure of the whole zoo.
-ITEMS = {"choice": 200, "cloze": 100, "text": 40, "answer": 60, "chat": 16}
+ITEMS = {"choice": 120, "cloze": 80, "text": 24, "answer": 40, "chat": 12}
 ANSWERS = 32  # on their way side by side
 SUITES, DATA, RUNS = Path("suites"), Path("data"), Path("runs")
 

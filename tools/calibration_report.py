@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from zoo import zoo
 
 from pitstop.retention.gate import TASK, Verdict, gate
 from pitstop.retention.looks import LEAST, LEAST_TEXTS, seen
@@ -20,7 +21,7 @@ from pitstop.retention.sampling import order
 
 MARGINS = Margins(resamples=1000)
 LOOKS = len(MARGINS.looks)
-DRAWS = 40  # gates of a specimen, each on items drawn anew from its sealed half
+DRAWS = 20  # gates of a specimen, each on items drawn anew from its sealed half
 HARMLESS, HARMFUL = ("null", "benign"), ("forgetful", "boundary")
 
 
@@ -232,7 +233,7 @@ def _what(results: Mapping[str, Any], engine: str, found: Sequence[Outcome]) -> 
     kinds = Counter(outcome.kind for outcome in found)
     suites = ", ".join(f"{name} {suite['items']:,}" for name, suite in results["suites"].items())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return f"{len(found)} adapters ({counts}), measured on `{engine}`. Items: {suites}.\n"
+    return f"{len(found)} of the zoo's {len(zoo())} adapters ({counts}), measured on `{engine}`. Items: {suites}.\n"
 
 
 def _errors(found: Sequence[Outcome]) -> str:

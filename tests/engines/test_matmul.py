@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,11 +27,12 @@ class Params(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A copy, for the one that llama.cpp asks in this process is on or off as the engines want it."""
     path = matmul._compiled()
     if path is None:
         pytest.skip("no C compiler for x86-64 here")
-    found = ctypes.CDLL(str(path))
+    found = ctypes.CDLL(shutil.copy(path, tmp_path_factory.mktemp("products")))
     found.pitstop_matmul_runs_here.restype = found.llamafile_sgemm.restype = ctypes.c_bool
     if not found.pitstop_matmul_runs_here():
         pytest.skip("this processor has no AVX-512 VNNI")

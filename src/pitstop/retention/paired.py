@@ -154,11 +154,16 @@ class Drop:
         seen = (self._error / plain) ** 2 if plain > 0 else worst
         return (flips * min(max(seen, 1.0), worst) + DOUBT * worst) / (flips + DOUBT)
 
+    @cached_property
+    def _counts(self) -> tuple[float, float, float]:
+        """Return how many items there are, were lost and were gained, as independent ones."""
+        counted = (self.items, (self._differences > 0).sum(), (self._differences < 0).sum())
+        n, lost, gained = (float(count) / self._design_effect for count in counted)
+        return n, lost, gained
+
     def _tango(self, margin: float) -> float:
         """Return Tango's score statistic of a drop against the margin: far above zero, the drop is more."""
-        n = self.items / self._design_effect
-        lost = float((self._differences > 0).sum()) / self._design_effect
-        gained = float((self._differences < 0).sum()) / self._design_effect
+        n, lost, gained = self._counts
         linear = (2 * n - lost + gained) * margin - lost - gained
         constant = -gained * margin * (1 - margin)
         nuisance = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -172,6 +177,8 @@ class Drop:
     def _resampled(self) -> tuple[Floats, Floats]:
         """Drops and their standard errors in resamples of the groups, each suite resampled by itself."""
         random = np.random.default_rng(self._seed)
+        if self.binary:
+            return _resampled_counts(random, self._strata, self._resamples), np.zeros(self._resamples)
         chunk = max(1, CHUNK // self.groups)
         means, errors = [], []
         for begin in range(0, self._resamples, chunk):
@@ -184,7 +191,7 @@ class Drop:
             mean: Floats = np.sum([sums.sum(axis=1) for sums, _ in drawn], axis=0) / total
             means.append(mean)
             spread = [(sums, weights, mean[:, None]) for sums, weights in drawn]
-            errors.append(np.zeros(rows) if self.binary else _errors(spread, total))
+            errors.append(_errors(spread, total))
         return np.concatenate(means), np.concatenate(errors)
 
     @property
@@ -209,6 +216,18 @@ def _by_group(pair: Paired) -> tuple[Floats, Floats]:
     weights = np.add.reduceat(np.array([row[2] for row in rows]), begins)
     by_figures = np.lexsort((weights, sums))
     return sums[by_figures], weights[by_figures]
+
+
+def _resampled_counts(random: np.random.Generator, strata: Sequence[tuple[Floats, Floats]], resamples: int) -> Floats:
+    """Return the drop in resamples, by how often each kind of group is drawn: groups right or wrong are of few kinds."""
+    total, lost = np.zeros(resamples), np.zeros(resamples)
+    for sums, weights in strata:
+        kinds, sizes = np.unique(np.stack((sums, weights)), axis=1, return_counts=True)
+        counts = random.multinomial(len(sums), sizes / len(sums), size=resamples)
+        lost += counts @ kinds[0]
+        total += counts @ kinds[1]
+    found: Floats = lost / total
+    return found
 
 
 def _errors(strata: Sequence[tuple[Floats, Floats, Floats | float]], total: Floats | float) -> Floats:
