@@ -6,7 +6,7 @@ import pytest
 
 from forgetting import accuracy, bits
 from pitstop.errors import BrokenInput
-from pitstop.retention.paired import Drop, Paired, check_paired
+from pitstop.retention.paired import Drop, Paired, _resampled_counts, check_paired
 
 
 def drop(*pairs: Paired, resamples: int = 2000) -> Drop:
@@ -66,6 +66,20 @@ def test_one_document_that_changed_among_many_that_did_not_has_no_upper_bound() 
     pair = bits("t", documents=30)
     changed = replace(pair, adapted=(pair.adapted[0] * 2, *pair.adapted[1:]))
     assert drop(changed).upper(0.95) is None
+
+
+def test_counts_of_kinds_are_resampled_as_groups_drawn_one_by_one_are() -> None:
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 4, size=60).astype(float)
+    lost = np.array([float(random.integers(-size, size + 1)) for size in sizes])
+    strata = [(lost, sizes), (random.integers(-1, 2, size=90).astype(float), np.ones(90))]
+    counted = _resampled_counts(np.random.default_rng(1), strata, 20_000)
+    drawn = [random.integers(len(sums), size=(20_000, len(sums))) for sums, _ in strata]
+    sums = sum(one[index].sum(axis=1) for (one, _), index in zip(strata, drawn, strict=True))
+    weights = sum(one[index].sum(axis=1) for (_, one), index in zip(strata, drawn, strict=True))
+    at = (0.025, 0.25, 0.5, 0.75, 0.975)
+    wanted = np.quantile(sums / weights, at)
+    np.testing.assert_allclose(np.quantile(counted, at), wanted, atol=0.03 * (wanted[-1] - wanted[0]))
 
 
 def test_the_p_value_agrees_with_the_lower_bound() -> None:

@@ -219,7 +219,7 @@ def _by_group(pair: Paired) -> tuple[Floats, Floats]:
 
 
 def _resampled_counts(random: np.random.Generator, strata: Sequence[tuple[Floats, Floats]], resamples: int) -> Floats:
-    """Return the drop in resamples, by how often each kind of group is drawn: groups right or wrong are of few kinds."""
+    """Return the drop in resamples, by how often each kind of group is drawn: of items there are three."""
     total, lost = np.zeros(resamples), np.zeros(resamples)
     for sums, weights in strata:
         kinds, sizes = np.unique(np.stack((sums, weights)), axis=1, return_counts=True)
