@@ -70,6 +70,7 @@ class Diagnosis:
     base: tuple[Package, ...]
     extras: tuple[Extra, ...]
     compiler: str | None  # path of a C++ compiler; only needed to build llama.cpp
+    own_products: str | None  # what keeps `pitstop check` from pitstop's faster products on llama.cpp; None: nothing
     converter: str | None  # llama.cpp release whose converter is ready here; fetched at the first export
     problems: tuple[str, ...]  # what is wrong, each with its cure; a missing extra is not
 
@@ -90,6 +91,7 @@ def examine() -> Diagnosis:
         base=base,
         extras=extras,
         compiler=compiler,
+        own_products=_own_products(),
         converter=_converter(),
         problems=tuple(_problems(base, extras, compiler)),
     )
@@ -102,6 +104,7 @@ def describe(diagnosis: Diagnosis) -> str:
         f"pitstop {diagnosis.pitstop}, Python {diagnosis.python}, {diagnosis.machine}",
         f"{diagnosis.cores} cores, {memory}, {diagnosis.disk_free_mib:,} MiB free on this disk",
         f"C++ compiler (to install llama.cpp): {diagnosis.compiler or 'none'}",
+        f"pitstop's own matrix products (to check GGUF faster): {diagnosis.own_products or 'yes'}",
         f"llama.cpp's converter (for export): {diagnosis.converter or 'not here yet; the first export fetches it'}",
         "",
         "extras:",
@@ -173,6 +176,14 @@ def _install(extra: str) -> str:
 
 def _python() -> str:
     return os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+
+
+def _own_products() -> str | None:
+    try:
+        from pitstop.engines.llama.matmul import hindrance
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return hindrance()
 
 
 def _converter() -> str | None:

@@ -62,19 +62,36 @@ class Products:
         self._use(on)
 
 
+def hindrance() -> str | None:
+    """Return why llama.cpp computes everything itself on this machine; None: it does not."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "only for Linux on x86-64"
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
+        return "this processor has no AVX-512 VNNI"
+    try:
+        found = version("llama-cpp-python")
+    except PackageNotFoundError:
+        return "llama-cpp-python is not installed"
+    if found not in TESTED:
+        return f"not tested with llama-cpp-python {found}, only with {', '.join(TESTED)}"
+    if _compiler() is None and not _place().is_file():
+        return "no C compiler; on Debian type: apt-get install gcc"
+    return None
+
+
 @lru_cache(maxsize=1)
 def products() -> Products | None:
     """Compile the library, once for this machine's user, and load it; None: llama.cpp does without it here."""
-    if "llama_cpp" in sys.modules or sys.platform != "linux" or platform.machine() != "x86_64":
+    if "llama_cpp" in sys.modules or hindrance() is not None:
         return None
     try:
-        path = _compiled() if version("llama-cpp-python") in TESTED else None
+        path = _compiled()
         found = Products(path) if path else None
         if found is None or not found.runs_here:
             return None
         import_module("llama_cpp")
         found.hand_on_to(_loaded("libggml-cpu.so"))
-    except (PackageNotFoundError, ImportError, OSError, AttributeError):
+    except (ImportError, OSError, AttributeError):
         return None  # slower, and nothing else
     return found
 
@@ -103,19 +120,28 @@ def use_products(on: bool) -> None:
 
 
 def _compiled() -> Path | None:
-    """Return the library of this source, compiled if it is not there; None: there is no compiler that can."""
-    source = files("pitstop.engines.llama").joinpath("matmul.c").read_bytes()
-    path = cache_folder() / f"matmul-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    compiler = shutil.which("cc") or shutil.which("gcc")
+    """Return the library of this source, compiled if it is not there; None: the compiler cannot."""
+    path, compiler = _place(), _compiler()
     if path.is_file() or compiler is None:
         return path if path.is_file() else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        Path(folder, "matmul.c").write_bytes(source)
-        made = Path(folder, path.name)
-        command = (compiler, *_FLAGS, "-o", made, Path(folder, "matmul.c"))
-        done = subprocess.run(command, capture_output=True, check=False)
+        source, made = Path(folder, "matmul.c"), Path(folder, path.name)
+        source.write_bytes(_source())
+        done = subprocess.run([compiler, *_FLAGS, "-o", made, source], capture_output=True, check=False)
         if done.returncode != 0:
             return None
         made.replace(path)
     return path
+
+
+def _place() -> Path:
+    return cache_folder() / f"matmul-{hashlib.sha256(_source()).hexdigest()[:16]}.so"
+
+
+def _source() -> bytes:
+    return files("pitstop.engines.llama").joinpath("matmul.c").read_bytes()
+
+
+def _compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc")
