@@ -10,8 +10,10 @@ from pitstop.engines.invocation import with_invocation
 from pitstop.engines.template import render
 from pitstop.errors import UsageError
 from pitstop.retention.checkers import meets
-from pitstop.retention.scoring import BATCH_ROWS, ChoiceScore
+from pitstop.retention.scoring import ChoiceScore
 from pitstop.retention.suite import AnswerItem, Suite
+
+TOGETHER = 128  # answers asked for at once: an engine fills the places of those that end with others of them
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def answer(engine: Engine, asked: Sequence[Asked], use: Use, advance: Callable[[
     ordered = sorted(asked, key=lambda one: (one.item.max_tokens, -len(one.prompt)))
     for limit, alike in itertools.groupby(ordered, key=lambda one: one.item.max_tokens):
         rows = list(alike)
-        for begin in range(0, len(rows), BATCH_ROWS):
-            batch = rows[begin : begin + BATCH_ROWS]
+        for begin in range(0, len(rows), TOGETHER):
+            batch = rows[begin : begin + TOGETHER]
             texts = engine.generate_batch([one.prompt for one in batch], use, Sampling(max_tokens=limit))
             said.update(zip((one.item.id for one in batch), texts, strict=True))
             advance(sum(one.tokens for one in batch))

@@ -18,7 +18,7 @@ from pitstop.retention.paired import Paired
 from pitstop.retention.scoring import ChoiceScore, Prepared, TextScore
 from pitstop.retention.suite import Ability, ChoiceItem, ClozeItem, Kind, Suite, TextItem
 
-SCORING = 3  # rises when the same items would score otherwise: cached figures of before are not used
+SCORING = 4  # rises when the same items would score otherwise: cached figures of before are not used
 
 
 @dataclass(frozen=True)
