@@ -117,6 +117,12 @@ class Sessions:
             return Place(chosen, displaces, kept)
         return Place(chosen, displaces, kept, donor, lent)
 
+    def restart(self) -> None:
+        """Forget in what order sessions were used."""
+        self._requests = 0
+        for session in self._all:
+            session.used = 0
+
     def tagged(self, adapter: str) -> list[Session]:
         """Return the sessions that hold anything computed under an adapter of this name."""
         return [session for session in self._all if session.tag is not None and adapter in session.tag.names]

@@ -104,6 +104,7 @@ class LlamaEngine(Engine):
             raise
         self._closed = False
         self._parking = Parking() if parking is None else parking
+        self._steady = False
         self._adapters = Adapters(self._model, self._header, base_sha256)
 
     @property
@@ -257,6 +258,7 @@ class LlamaEngine(Engine):
         answers = [""] * len(prompts)
         coming = list(enumerate(prompts))[::-1]
         live: dict[Stream, int] = {}  # stream -> whose answer it is
+        self._begin_steadily()
         try:
             while coming or live:
                 while coming and len(live) < self._scratch:
@@ -269,9 +271,23 @@ class LlamaEngine(Engine):
                     if stream.finished:
                         del live[stream]
         finally:
+            self._steady = False
             for stream in live:
                 stream.close()
         return answers
+
+    def _begin_steadily(self) -> None:
+        """Let what comes be evaluated in the same portions whatever was before, and however fast this machine is.
+
+        Batches are measured, and compared item by item: on a base whose activations are rounded to int8, other portions
+        change one greedy answer of four.
+        """
+        self._steady = True
+        for lane in self._lanes:
+            if not lane.sessions.busy:
+                for session in lane.sessions:
+                    lane.empty(session)
+                lane.sessions.restart()
 
     def start(self, tokens: Sequence[int], use: Use, sampling: Sampling, usage: Usage) -> LlamaStream:
         tag = self._check_request(tokens, use, sampling)
@@ -313,10 +329,10 @@ class LlamaEngine(Engine):
     def _bring_in(self, lane: Lane, place: Place, tag: Tag, tokens: Sequence[int]) -> int:
         """Let a session hold as much of a prompt as there is anywhere, and return how many tokens that is."""
         session, context = place.session, lane.context
-        if place.displaces:
+        if place.displaces and not self._steady:
             self._park(lane, session)
         held = max(place.common, place.lent)
-        common, parked = self._parking.longest(tag, tokens)
+        common, parked = (0, None) if self._steady else self._parking.longest(tag, tokens)
         if parked is not None and common - held >= COPY_WORTH:
             state = self._parking.take(parked)
             held = common if state is not None and context.restore(session.sequence, state) else 0
@@ -356,10 +372,8 @@ class LlamaEngine(Engine):
         if any(stream.use != group[0].use for group in lanes.values() for stream in group):
             raise UsageError("answers of different adapters cannot be evaluated together")
         said: dict[LlamaStream, Piece] = {}
-        coming = [
-            (lane, list(portions(group, self._pace.tokens, others_wait=others_wait).items()))
-            for lane, group in lanes.items()
-        ]
+        most = BATCH if self._steady else self._pace.tokens
+        coming = [(lane, list(portions(group, most, others_wait=others_wait).items())) for lane, group in lanes.items()]
         while coming:  # once, but where an activated adapter acts for some of its answers and not for others
             said |= self._advance([(lane, *steps.pop(0)) for lane, steps in coming])
             coming = [(lane, steps) for lane, steps in coming if steps]
@@ -382,7 +396,7 @@ class LlamaEngine(Engine):
         """Evaluate portions of streams in one lane; return llama.cpp's status, and a row for each portion."""
         speaking = all(len(portion.tokens) == 1 for portion in taken)
         adapted, at_once = bool(tag.adapters), len(taken)
-        if speaking and at_once > 1:
+        if speaking and at_once > 1 and not self._steady:
             at_once = self._rows.at_once(at_once, threads, adapted)
         rows: list[Any] = []
         for at in range(0, len(taken), at_once):
