@@ -8,11 +8,11 @@ from typing import Any
 import calibration_report
 import numpy as np
 import pytest
-from calibration_report import at_margin, auc, decide, drawn, knowledge, outcomes, rates, report
+from calibration_report import at_margin, auc, decide, drawn, expected_drop, knowledge, outcomes, rates, report
 from zoo import zoo
 
 from pitstop.retention import looks
-from pitstop.retention.paired import Drop
+from pitstop.retention.paired import Drop, Paired
 
 ITEMS, TEXTS = 800, 80
 
@@ -90,6 +90,16 @@ def test_damage_is_undone_to_the_target(results: dict[str, Any]) -> None:
     assert np.mean(drops) == pytest.approx(0.03, abs=0.003)
 
 
+def test_a_drop_counts_suites_as_large_as_they_are_drawn() -> None:
+    """Else what was measured on as many items of each is not at the margin once large suites weigh more."""
+    pairs = [
+        Paired(name, "choice", tuple(map(str, range(40))), (1.0,) * 40, (after,) * 40, (1.0,) * 40, 0.25, "knowledge")
+        for name, after in (("small", 0.0), ("large", 1.0))
+    ]
+    assert expected_drop(pairs, (100, 900)) == pytest.approx(0.1)
+    assert expected_drop(pairs, (40, 40)) == pytest.approx(0.5)
+
+
 def test_what_is_far_from_the_margin_is_never_judged_wrong(
     results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +121,7 @@ def test_the_page_tells_it_all(results: dict[str, Any], tmp_path: Path, monkeypa
     file = tmp_path / "smollm2.json"
     file.write_text(json.dumps(results))
     page = report([file])
-    assert "4 adapters (1 null, 1 benign, 1 forgetful, 1 boundary)" in page
+    assert f"4 of the zoo's {len(zoo())} adapters (1 null, 1 benign, 1 forgetful, 1 boundary)" in page
     assert "| false fail: null and benign | 0.0%" in page
     assert "| awful | forgetful |" in page
     assert "| llama q8_0 | 4 | 3 of 4 | 100 |" in page

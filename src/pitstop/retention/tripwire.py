@@ -8,7 +8,7 @@ UNCALIBRATED = 0.05  # nats per token, for a base that no zoo of adapters was me
 # SHA-256 of a base's weights -> the KL, the larger of both probes, that best tells adapters which lose more than a
 # margin from those which do not: the largest sum of sensitivity and specificity (Youden 1950). See CALIBRATION.md.
 CALIBRATED: dict[str, float] = {
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": 0.05,  # SmolLM2-135M-Instruct
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": 0.3,  # SmolLM2-135M-Instruct
 }
 
 
