@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import random_peft
 import torch
 from material import folder
 from measured import Row, header, parser, report, row
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from pitstop.bundle.manifest import BaseRef
 from pitstop.demo import smollm2
@@ -35,7 +34,6 @@ from pitstop.workshop.task import CONTEXT
 
 ARTIFACT, NAME = "q8_0", "adapter"
 RANK, STRENGTH = 16, 0.02  # STRENGTH: standard deviation of the elements of B
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIDES = ("ours", "llama.cpp", "torch")
 
 
@@ -83,14 +81,7 @@ def _adapter(base: Path, ref: BaseRef) -> Path:
     """Return a PEFT folder with a random LoRA, and the same as GGUF in it."""
     target = base / "adapter"
     if not (target / "adapter.gguf").is_file():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(base / "hf", dtype=torch.float32)
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(MODULES), task_type="CAUSAL_LM")
-        peft = get_peft_model(model, config)
-        for name, weight in peft.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=STRENGTH)
-        peft.save_pretrained(str(target))
+        random_peft.write(base / "hf", target, seed=0, rank=RANK, strength=STRENGTH)
         sha256 = ref.artifact(ARTIFACT).sha256
         (target / IDENTITY_FILE).write_text(json.dumps({"base_sha256": sha256}))
         export_gguf(target, base / "hf", sha256, target / "adapter.gguf", precision="f16")

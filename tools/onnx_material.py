@@ -9,10 +9,8 @@ from pathlib import Path
 
 import onnx
 import onnxruntime_genai
-import torch
+import random_peft
 from material import folder
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from pitstop.bundle.formats import read_onnx_graph
 from pitstop.bundle.onnx import GRAPH_FILE
@@ -22,7 +20,6 @@ from pitstop.workshop import base_model
 from pitstop.workshop.export import onnx as exporter
 from pitstop.workshop.export.onnx import build_base, export_onnx
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STRENGTH = 0.1  # standard deviation of the elements of B, alpha being twice the rank
 
 
@@ -72,14 +69,7 @@ def trained(number: int, rank: int = 8) -> Path:
     """Return a PEFT folder with a random LoRA on every projection."""
     target = _made() / f"peft-{rank}-{number}"
     if not target.is_dir():
-        torch.manual_seed(number)
-        model = AutoModelForCausalLM.from_pretrained(hugging_face(), dtype=torch.float32)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(MODULES), task_type="CAUSAL_LM")
-        peft = get_peft_model(model, config)
-        for name, weight in peft.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=STRENGTH)
-        peft.save_pretrained(str(target))
+        random_peft.write(hugging_face(), target, seed=number, rank=rank, strength=STRENGTH)
     return target
 
 

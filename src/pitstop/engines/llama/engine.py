@@ -258,8 +258,8 @@ class LlamaEngine(Engine):
         answers = [""] * len(prompts)
         coming = list(enumerate(prompts))[::-1]
         live: dict[Stream, int] = {}  # stream -> whose answer it is
-        self._begin_steadily()
         try:
+            self._begin_steadily()
             while coming or live:
                 while coming and len(live) < self._scratch:
                     at, prompt = coming.pop()

@@ -3,7 +3,8 @@
  * llama.cpp asks a function of its own, llamafile_sgemm, for every product of more than one column. A library that is
  * loaded before it with RTLD_GLOBAL and has a function of that name is asked instead: this one. It computes what
  * llama.cpp does, activations rounded to blocks of 32 int8 with a scale each, exact sums within a block, floats between
- * blocks in the same order; what it has no product for, it hands on.
+ * blocks in the same order. An adapter's 16-bit floats it multiplies by activations as they are, which llama.cpp rounds
+ * to 16 bits first. What it has no product for, it hands on.
  *
  * A tile is 16 rows of weights by up to 12 columns: rows are laid out so that one register holds four values of each of
  * the 16, and one vpdpbusd multiplies them by four values of a column. That instruction takes unsigned by signed, so the
