@@ -102,3 +102,15 @@ def test_it_can_be_put_on_the_home_screen(visitor: Visitor) -> None:
     manifest = visitor.tab.protocol("Page.getAppManifest")
     assert manifest["errors"] == []
     assert visitor.tab.protocol("Page.getInstallabilityErrors")["installabilityErrors"] == []
+
+
+def test_iphones_find_an_icon_that_they_can_read(visitor: Visitor) -> None:
+    """They read no SVG, and show a picture of the page instead."""
+    visitor.tab.run("""new Promise((resolve, reject) => {
+        window.icon = new Image();
+        window.icon.onload = resolve;
+        window.icon.onerror = reject;
+        window.icon.src = document.querySelector("link[rel=apple-touch-icon]").href;
+    })""")
+    assert visitor.tab.run("[icon.naturalWidth, icon.naturalHeight]") == [180, 180]
+    assert visitor.tab.run("icon.src").endswith(".png")

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 const WEB = fileURLToPath(new URL(".", import.meta.url));
 const DIST = join(WEB, "dist");
-const PLAIN = /\.(html|css|svg|webmanifest)$/;
+const PLAIN = /\.(html|css|svg|png|webmanifest)$/;
 const SERVICE_WORKER = "service_worker.js"; // at the top: a service worker answers for what lies below it
 const APPS = "native/"; // for apps; no page asks for it
 
