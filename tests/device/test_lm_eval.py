@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from serving import ALPHA, LIMITS, SCALES, Board, running
 pytestmark = pytest.mark.slow
 
 CONSTRAINTS = Path(__file__).parents[2] / "tools" / "constraints.txt"
-PACKAGES = ("lm-eval[api]==0.4.13", "transformers")  # a venv of its own: 0.8 GB that nothing else here needs
+PACKAGES = ("lm-eval[api]==0.4.13", "transformers")  # what nothing else here needs: not in this venv
 NEAR = 1e-3  # nats an item
 OPPOSITES = ("hot cold", "big small", "old new", "good bad", "up down", "fast slow", "early late", "left right")
 TASK = """\
@@ -37,11 +38,17 @@ metric_list: [{{metric: acc}}]
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new venv with lm-eval in it."""
+    """The Python of a new venv with lm-eval in it, and what this one has."""
     folder = tmp_path_factory.mktemp("lm-eval")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    # The newest python-dateutil is too new for what the harness needs: with it, pip tries dozens of old versions.
+    pins = [pin for pin in CONSTRAINTS.read_text().splitlines() if not pin.startswith("python-dateutil")]
+    (folder / "constraints.txt").write_text("\n".join(pins))
     python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", CONSTRAINTS, *PACKAGES]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    install = [*pip, "install", "-q", "--no-compile", "-c", folder / "constraints.txt", *PACKAGES]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"lm-eval cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
