@@ -157,7 +157,7 @@ def test_what_is_parked_is_exactly_what_the_session_held(opened: Open) -> None:
     context = engine._lanes.shared.context
     before = context.state(0)
     answer(engine, "Something else.", TWO)
-    common, parked = engine._parking.longest(engine._tag(ONE, [1]), engine.tokenize(TEXT))
+    common, parked = engine._beginnings.parking.longest(engine._tag(ONE, [1]), engine.tokenize(TEXT))
     assert common == len(engine.tokenize(TEXT))
     assert parked is not None
     assert np.array_equal(parked.state, before)

@@ -21,6 +21,7 @@ from pitstop.bundle.formats import read_gguf
 from pitstop.engines.answer import Wording, check_sampling, check_tokens
 from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Piece, Sampling, Stream, Usage, Use, log_probability
 from pitstop.engines.llama.adapters import Adapters
+from pitstop.engines.llama.beginnings import Beginnings
 from pitstop.engines.llama.crew import Crew
 from pitstop.engines.llama.forest import Groves, fits, forests
 from pitstop.engines.llama.kv import context_bytes
@@ -35,7 +36,7 @@ from pitstop.engines.llama.threads import Threads
 from pitstop.engines.machine import available_bytes, cores
 from pitstop.engines.parking import Parking
 from pitstop.engines.probe import probe
-from pitstop.engines.sessions import BASE_TAG, COPY_WORTH, Place, Session, Tag, common_prefix
+from pitstop.engines.sessions import BASE_TAG, Session, Tag
 from pitstop.errors import BrokenInput, Busy, NotFinite, UsageError
 
 SHARE_OF_FREE = 0.25  # of the machine's free memory that a context of an adapter's own may take
@@ -88,6 +89,7 @@ class LlamaEngine(Engine):
         self.vocabulary_size = self._model.vocabulary_size
         self._crew = Crew(Threads(threads or cores()))
         self._rows, self._pace = Rows(), Pace()
+        self._beginnings = Beginnings(Parking() if parking is None else parking)
         self._streams: WeakSet[LlamaStream] = WeakSet()  # those on their way, and some that ended
         try:
             if context_length > self._model.trained_length:
@@ -98,13 +100,13 @@ class LlamaEngine(Engine):
             self._scratch = sequences  # the one after those of conversations
             self._scratch_taken = False
             self._groves = Groves()
-            self._lanes = Lanes(self._context(self._model), self._own_context, sequences + 1, own_lanes, self._park)
+            self._lanes = Lanes(
+                self._context(self._model), self._own_context, sequences + 1, own_lanes, self._beginnings.park
+            )
         except BaseException:
             self._model.free()
             raise
         self._closed = False
-        self._parking = Parking() if parking is None else parking
-        self._steady = False
         self._adapters = Adapters(self._model, self._header, base_sha256)
 
     @property
@@ -146,7 +148,7 @@ class LlamaEngine(Engine):
         self._check_open()
         if name not in self._adapters.names:
             raise UsageError(f"no adapter {name!r} is loaded")
-        self._parking.drop(name)
+        self._beginnings.parking.drop(name)
         self._lanes.forget(name)
         self._groves.clear()
         self._adapters.unload(name)
@@ -259,7 +261,7 @@ class LlamaEngine(Engine):
         coming = list(enumerate(prompts))[::-1]
         live: dict[Stream, int] = {}  # stream -> whose answer it is
         try:
-            self._begin_steadily()
+            self._beginnings.begin_steadily(self._lanes)
             while coming or live:
                 while coming and len(live) < self._scratch:
                     at, prompt = coming.pop()
@@ -271,23 +273,10 @@ class LlamaEngine(Engine):
                     if stream.finished:
                         del live[stream]
         finally:
-            self._steady = False
+            self._beginnings.steady = False
             for stream in live:
                 stream.close()
         return answers
-
-    def _begin_steadily(self) -> None:
-        """Let what comes be evaluated in the same portions whatever was before, and however fast this machine is.
-
-        Batches are measured, and compared item by item: on a base whose activations are rounded to int8, other portions
-        change one greedy answer of four.
-        """
-        self._steady = True
-        for lane in self._lanes:
-            if not lane.sessions.busy:
-                for session in lane.sessions:
-                    lane.empty(session)
-                lane.sessions.restart()
 
     def start(self, tokens: Sequence[int], use: Use, sampling: Sampling, usage: Usage) -> LlamaStream:
         tag = self._check_request(tokens, use, sampling)
@@ -304,7 +293,7 @@ class LlamaEngine(Engine):
             sampler.close()
             raise
         session = place.session
-        kept = self._bring_in(lane, place, tag, tokens)
+        kept = self._beginnings.bring_in(lane, place, tag, tokens)
         usage.prompt_tokens, usage.reused_tokens = len(tokens), kept
         wording = Wording(self.context_length - len(tokens), sampling, usage, text_of, self._model.ends)
         waiting = list(tokens[kept:])
@@ -314,41 +303,6 @@ class LlamaEngine(Engine):
         if wording.finished:
             stream.close()
         return stream
-
-    def _catch_up(self, stream: LlamaStream) -> None:
-        """Take over what another one has read for both."""
-        reader, stream.behind = stream.behind, None
-        assert reader is not None
-        held = len(stream.session.tokens)
-        lent = common_prefix(reader.session, stream.tag, stream.prompt)
-        if lent - held >= COPY_WORTH:
-            place = Place(stream.session, displaces=False, common=held, donor=reader.session, lent=lent)
-            kept = self._bring_in(stream.lane, place, stream.tag, stream.prompt)
-            stream.usage.reused_tokens, stream.waiting = kept, stream.prompt[kept:]
-
-    def _bring_in(self, lane: Lane, place: Place, tag: Tag, tokens: Sequence[int]) -> int:
-        """Let a session hold as much of a prompt as there is anywhere, and return how many tokens that is."""
-        session, context = place.session, lane.context
-        if place.displaces and not self._steady:
-            self._park(lane, session)
-        held = max(place.common, place.lent)
-        common, parked = (0, None) if self._steady else self._parking.longest(tag, tokens)
-        if parked is not None and common - held >= COPY_WORTH:
-            state = self._parking.take(parked)
-            held = common if state is not None and context.restore(session.sequence, state) else 0
-        elif place.donor is not None:
-            context.copy(place.donor.sequence, session.sequence)
-        # The last token is always evaluated: the logits that choose the next one must be of this request.
-        kept = context.cut(session.sequence, min(held, len(tokens) - 1))
-        session.tag, session.tokens = tag, list(tokens[:kept])
-        return kept
-
-    def _park(self, lane: Lane, session: Session) -> None:
-        """Keep what a session holds, if there is room and reading it again would take longer than that."""
-        if session.tag is None or len(session.tokens) < COPY_WORTH:
-            return
-        if self._parking.has_room(lane.context.state_size(session.sequence)):
-            self._parking.put(session.tag, session.tokens, lane.context.state(session.sequence))
 
     def settle(self) -> bool:
         self._check_open()
@@ -367,12 +321,12 @@ class LlamaEngine(Engine):
             if stream.waits and (others_wait or stream.behind in streams):
                 continue  # a reader that nobody advances is waited for by nobody
             if stream.behind is not None:
-                self._catch_up(stream)
+                self._beginnings.catch_up(stream)
             lanes.setdefault(stream.lane, []).append(stream)
         if any(stream.use != group[0].use for group in lanes.values() for stream in group):
             raise UsageError("answers of different adapters cannot be evaluated together")
         said: dict[LlamaStream, Piece] = {}
-        most = BATCH if self._steady else self._pace.tokens
+        most = BATCH if self._beginnings.steady else self._pace.tokens
         coming = [(lane, list(portions(group, most, others_wait=others_wait).items())) for lane, group in lanes.items()]
         while coming:  # once, but where an activated adapter acts for some of its answers and not for others
             said |= self._advance([(lane, *steps.pop(0)) for lane, steps in coming])
@@ -396,7 +350,7 @@ class LlamaEngine(Engine):
         """Evaluate portions of streams in one lane; return llama.cpp's status, and a row for each portion."""
         speaking = all(len(portion.tokens) == 1 for portion in taken)
         adapted, at_once = bool(tag.adapters), len(taken)
-        if speaking and at_once > 1 and not self._steady:
+        if speaking and at_once > 1 and not self._beginnings.steady:
             at_once = self._rows.at_once(at_once, threads, adapted)
         rows: list[Any] = []
         for at in range(0, len(taken), at_once):
@@ -473,7 +427,7 @@ class LlamaEngine(Engine):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._parking.clear()
+            self._beginnings.parking.clear()
             self._crew.close()
             self._lanes.close()
             self._groves.clear()
