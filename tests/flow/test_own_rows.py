@@ -26,17 +26,17 @@ pytestmark = pytest.mark.slow
 
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
 DRINKS = ("tea", "coffee", "cola", "water", "juice", "milk", "cocoa", "beer", "cider", "lemonade")
-SIZE = 16  # items a suite: few, so the margins are wide
+SIZE = 12  # items a suite: few, so the margins are wide
 EDITS = {  # what a builder changes in the recipe that `init` writes
     r'name = "my-adapter"': 'name = "waiter"',
     r'train = "data/train.jsonl"': 'train = "orders.jsonl"',
     r'system = ".*?"': 'system = "Order."',
-    r"steps = \d+": "steps = 40",
+    r"steps = \d+": "steps = 24",
     r"batch = \d+": "batch = 4",
     r"learning_rate = \S+": "learning_rate = 1e-3",
     r"share = \S+": "share = 0.25",
     r'metric = "json"': 'metric = "text"\nmax_new_tokens = 16',
-    r"rows = 150": "rows = 40",
+    r"rows = 150": "rows = 24",
     r"\naccuracy = \S+": "\naccuracy = 0.2",
     r"suite_accuracy = \S+": "suite_accuracy = 0.5",
     r"bits_per_byte = \S+": "bits_per_byte = 0.2",
