@@ -153,3 +153,17 @@ def test_what_stopped_at_an_early_look_is_judged_by_what_it_saw(results: dict[st
     assert facts.baseline == tuple(map(float, BASE[:seen]))
     verdict, look = awful.decided()
     assert (verdict.outcome, look) == ("fail", 1)
+
+
+def test_the_page_says_how_damage_that_hides_is_judged(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_report, "DRAWS", 4)
+    for measured in results["measured"].values():
+        measured["awful"]["kind"] = "adversarial"
+    file = tmp_path / "smollm2.json"
+    file.write_text(json.dumps(results))
+    page = report([file])
+    (row,) = [line for line in page.splitlines() if line.startswith("| awful |") and "adversarial" not in line]
+    assert row.endswith("| 0 | 0 | 4 |"), "it fails each of 4 gates"
+    assert "all knowledge suites" in row

@@ -199,10 +199,10 @@ def auc(scores: Sequence[float], harmful: Sequence[bool]) -> float:
     return statistics.fmean(wins) if wins else float("nan")
 
 
-def too_much(pairs: Sequence[Paired]) -> bool:
-    """Return whether more than a margin is lost, without regard to chance."""
-    verdict = gate(pairs, LEARNED, {}, MARGINS)
-    return any(one.drop > one.margin for one in verdict.criteria if one.name != TASK and one.outcome != "blind")
+def beyond(pairs: Sequence[Paired]) -> list[str]:
+    """Return of which criteria more than the margin is lost, without regard to chance."""
+    found = gate(pairs, LEARNED, {}, MARGINS).criteria
+    return [one.name for one in found if one.drop > one.margin and one.name != TASK and one.outcome != "blind"]
 
 
 def report(files: Sequence[Path]) -> str:
@@ -216,6 +216,7 @@ def report(files: Sequence[Path]) -> str:
             f"## {file.stem}\n",
             _what(results, engines[0], main),
             _errors(main),
+            _hiding(main),
             _zoo(main),
             _predictors(main),
             _engines(results, engines),
@@ -248,7 +249,7 @@ def _what(results: Mapping[str, Any], engine: str, found: Sequence[Outcome]) -> 
 
 
 def _errors(found: Sequence[Outcome]) -> str:
-    harmless = [one for one in found if one.kind in HARMLESS and not too_much(one.sealed())]
+    harmless = [one for one in found if one.kind in HARMLESS and not beyond(one.sealed())]
     harmful = [one for one in found if one.kind in HARMFUL]
     asked: list[tuple[str, Counter[str], str, str]] = [
         ("false fail: null and benign", rates(harmless, None), "fail", "≤ 5 %"),
@@ -275,6 +276,20 @@ def _share(count: int, counts: Counter[str]) -> str:
     return f"{count / total:.1%} ({low:.1%} to {high:.1%})"
 
 
+def _hiding(found: Sequence[Outcome]) -> str:
+    rows = []
+    for outcome in found:
+        if outcome.kind == "adversarial":
+            counts, lost = rates([outcome], None), ", ".join(beyond(outcome.sealed())) or "nothing"
+            verdicts = " | ".join(str(counts[verdict]) for verdict in ("pass", "inconclusive", "fail"))
+            rows.append(f"| {outcome.name} | {outcome.kl:.3f} | {lost} | {verdicts} |")
+    if not rows:
+        return ""
+    said = f"{DRAWS} gates of each, as above. A real check sets items aside that were trained on; here they count."
+    head = "| adapter | KL | loses more than the margin of | pass | undecided | fail |\n|---|---|---|---|---|---|"
+    return f"### Damage that hides\n\n{said}\n\n{head}\n" + "\n".join(rows) + "\n"
+
+
 def _zoo(found: Sequence[Outcome]) -> str:
     rows, undecided = [], 0
     for outcome in found:
@@ -295,7 +310,7 @@ def _zoo(found: Sequence[Outcome]) -> str:
 
 
 def _predictors(found: Sequence[Outcome]) -> str:
-    bad = [too_much(outcome.pairs) for outcome in found]
+    bad = [bool(beyond(outcome.pairs)) for outcome in found]
     lines = [f"- KL to the base: {auc([one.kl for one in found], bad):.3f}"]
     if all(one.moved is not None for one in found):
         lines.append(f"- F_Δ: {auc([one.moved or 0.0 for one in found], bad):.3f}")
