@@ -42,7 +42,7 @@ $(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci
 
 test: venv ## all tests but those of the two below, a file at a time on each of two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not web and not board"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 -m "not web and not board"
 
 test-web: ## the page in Chromium and WebKit; installs what that needs (as root, on Debian)
 	@$(foreach pair,$(WEB_NEEDS),command -v $(firstword $(subst :, ,$(pair))) >/dev/null || missing="$$missing $(lastword $(subst :, ,$(pair)))";) \
