@@ -19,9 +19,9 @@ from pitstop.engines.llama.native import Model
 from serving import ALPHA, BASE, BETA, LIMITS, Board, ask
 
 PARTS = 10  # that the cycles are watched in
-CYCLES = 500  # of load, swap and unload; two requests each
-WARM_UP = 50  # cycles until every buffer has been needed once
-ALLOWED = 1 << 20  # bytes
+CYCLES = 1_000  # of load, swap and unload; two requests each
+WARM_UP = 100  # cycles until every buffer has been needed once
+ALLOWED = 2 << 20  # bytes
 PROMPT = (1, 520)  # short: what is computed is not what leaks
 ONE = Sampling(max_tokens=1)
 

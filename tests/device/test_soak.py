@@ -37,7 +37,7 @@ from serving import (
 )
 
 CLIENTS, REQUESTS, TRIES = 12, 10, 100
-SECONDS = float(os.environ.get("PITSTOP_SOAK_SECONDS", "12"))
+SECONDS = float(os.environ.get("PITSTOP_SOAK_SECONDS", "20"))
 SHUTDOWN = 5.0  # seconds a signal may take to end the server, its streams ended properly
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 

@@ -226,7 +226,7 @@ def machine(
             )
         return open_engine(recording(OnnxEngine), sequences=SEQUENCES, warm=CONVERSATION)
 
-    Here.make, Here.examples = staticmethod(make), 8 if kind == "llama" else 4  # in 32-bit floats, so slower
+    Here.make, Here.examples = staticmethod(make), 12 if kind == "llama" else 6  # in 32-bit floats, so slower
     Here.weights, Here.cold = weights, staticmethod(cold)
     return Here
 

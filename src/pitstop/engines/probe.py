@@ -9,9 +9,7 @@ from pitstop.engines.base import PLAIN_BASE, Engine, Logits, Use
 from pitstop.errors import NoEffect, NotFinite
 
 PROBE = "The capital of France is Paris, and 2 + 2 = 4."  # evaluated with and without the adapter
-
-
-CLEAR = 0.5  # of a logit: more than another number of threads or other portions move it
+CLEAR = 0.5  # of a logit: an adapter that moves none by as much is compared with what the base computes now
 _plain: WeakKeyDictionary[Engine, tuple[list[int], Logits]] = WeakKeyDictionary()  # what the base said last
 
 
