@@ -1,4 +1,4 @@
-"""Many clients at once who do everything at random: nobody gets another's answer, nothing hangs, nothing is left.
+"""Many clients at once who do everything at random: all are served, nobody with another's answer, nothing is left.
 
 PITSTOP_SOAK_SECONDS=300 lets the clients of the real command go on for five minutes.
 """
@@ -36,7 +36,7 @@ from serving import (
     wait_for,
 )
 
-CLIENTS, REQUESTS, TRIES = 12, 10, 100
+CLIENTS, REQUESTS = 12, 10
 SECONDS = float(os.environ.get("PITSTOP_SOAK_SECONDS", "20"))
 SHUTDOWN = 5.0  # seconds a signal may take to end the server, its streams ended properly
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -48,7 +48,6 @@ class Client:
     def __init__(self, board: Board, url: str, number: int) -> None:
         self.board, self.url, self.name = board, url, f"client-{number}"
         self.random = random.Random(number)
-        self.answered = 0
         self.done = 0
 
     def run(self) -> None:
@@ -64,26 +63,23 @@ class Client:
         self.random.choice(acts)()
         self.done += 1
 
-    def send(self, path: str, body: Any, *expected: int) -> Any:
-        """Return the answer, or None if the server was too busy for it again and again."""
-        status, headers, answer = request(self.url, "POST", path, body)
-        for _ in range(TRIES):
+    def send(self, path: str, body: Any, expected: int = 200) -> Any:
+        """Return the answer, asking again while the server is too busy for it."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            status, headers, answer = request(self.url, "POST", path, body)
             if status not in (429, 503):
                 break
             assert headers["Retry-After"]
+            assert time.monotonic() < deadline, f"{self.name} was never served"
             time.sleep(0.05)
-            status, headers, answer = request(self.url, "POST", path, body)
-        else:
-            return None
-        assert status in expected, answer
-        self.answered += status == 200
+        assert status == expected, answer
         return answer
 
     def ask(self) -> None:
         model, question = self.random.choice((BASE, ALPHA, BETA)), self.random.choice(QUESTIONS)
-        answer = self.send(CHAT, {"model": model, "messages": ask(question), "max_tokens": SAMPLING.max_tokens}, 200)
-        if answer is not None:
-            assert answer["choices"][0]["message"]["content"] == self.board.expected[model, question]
+        answer = self.send(CHAT, {"model": model, "messages": ask(question), "max_tokens": SAMPLING.max_tokens})
+        assert answer["choices"][0]["message"]["content"] == self.board.expected[model, question]
 
     def score(self) -> None:
         prompt = [self.random.randrange(1000) for _ in range(self.random.randrange(1, 300))]
@@ -94,14 +90,12 @@ class Client:
             "logprobs": 1,
             "max_tokens": 1,
         }
-        answer = self.send(TEXT, body, 200)
-        if answer is not None:
-            assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == len(prompt) + 1
+        answer = self.send(TEXT, body)
+        assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == len(prompt) + 1
 
     def choices(self) -> None:
         body = {"model": ALPHA, "prompt": "One, two,", "n": 3, "max_tokens": 5, "temperature": 1.0}
-        answer = self.send(TEXT, body, 200)
-        assert answer is None or len(answer["choices"]) == 3
+        assert len(self.send(TEXT, body)["choices"]) == 3
 
     def leave(self) -> None:
         """Go away in the middle of a stream."""
@@ -119,9 +113,9 @@ class Client:
 
     def load(self) -> None:
         path = self.board.adapters[self.random.choice((ALPHA, BETA))]
-        if self.send("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": str(path)}, 200) is not None:
-            self.send(CHAT, {"model": self.name, "messages": ask("hello"), "max_tokens": 3}, 200)
-            self.send("/v1/unload_lora_adapter", {"lora_name": self.name}, 200)
+        self.send("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": str(path)})
+        self.send(CHAT, {"model": self.name, "messages": ask("hello"), "max_tokens": 3})
+        self.send("/v1/unload_lora_adapter", {"lora_name": self.name})
 
 
 @pytest.mark.slow
@@ -133,7 +127,6 @@ def test_many_clients_at_random(board: Board, tmp_path: Path) -> None:
         with ThreadPoolExecutor(CLIENTS) as threads:
             for done in [threads.submit(client.run) for client in clients]:
                 done.result()
-        assert all(client.answered >= REQUESTS / 3 for client in clients)
         runtime = service.runtime
         assert runtime is not None
         wait_for(lambda: runtime.requests_now == (0, 0))
@@ -157,7 +150,6 @@ def test_clients_of_the_real_command_until_it_is_told_to_stop(board: Board) -> N
                 for done in [threads.submit(client.run_until, deadline) for client in clients]:
                     done.result()
             print(f"{sum(client.done for client in clients)} acts in {SECONDS:g} s")
-            assert sum(client.answered for client in clients) >= len(clients)
             connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
             connection.request("POST", CHAT, json.dumps({"model": ENDLESS[0], "messages": ENDLESS[1], "stream": True}))
             answer = connection.getresponse()
