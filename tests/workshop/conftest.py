@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from pitstop import progress
@@ -73,6 +75,16 @@ def tiny_qwen2(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(weight, std=0.1)
+    return _tiny(model, tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Queries and keys normalized head by head, and heads wider than their share of the layer."""
+    folder = tmp_path_factory.mktemp("qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder / "hf")
+    torch.manual_seed(3)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, head_dim=32, **SHAPE))
     return _tiny(model, tokenizer, folder)
 
 

@@ -72,14 +72,14 @@ def llama_logits(tiny: TinyModel, adapter: Path | None) -> tuple[list[int], Logi
         return tokens, engine.logits(tokens, Use("it"))
 
 
-@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
-def tiny(request: pytest.FixtureRequest) -> TinyModel:
-    model: TinyModel = request.getfixturevalue(request.param)
-    return model
+CASES = [*(("tiny_llama", name) for name in CONFIGS), ("tiny_qwen2", "patterns"), ("tiny_qwen3", "rslora patterns")]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_exported_adapter_computes_what_peft_computes(tiny: TinyModel, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "name"), CASES)
+def test_the_exported_adapter_computes_what_peft_computes(
+    model: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tiny: TinyModel = request.getfixturevalue(model)
     adapted = peft_adapter(tiny, tmp_path / "peft", **CONFIGS[name])
     target = tmp_path / "it.gguf"
     export_gguf(tmp_path / "peft", tiny.folder, sha256_file(tiny.gguf), target, precision="f32")

@@ -9,6 +9,7 @@ shipped/<quant>/     the same, dequantized once for training
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
 import warnings
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from pitstop import records
 from pitstop.bundle.formats import read_gguf, read_onnx_graph
@@ -38,10 +40,12 @@ from pitstop.files import sha256_file, write_bytes
 from pitstop.workshop.export import llamacpp
 from pitstop.workshop.export.onnx import PRECISIONS, build_base, load_shipped
 from pitstop.workshop.runs import exclusive
+from pitstop.workshop.tokens import check_tokens
 from pitstop.workshop.training import frozen
 from pitstop.workshop.training.arithmetic import STORED, compute_dtype
 
 BASE_FILE = "base.json"
+SENTENCEPIECE = "tokenizer.model"
 
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's way to ask
 
@@ -228,8 +232,26 @@ def save_hugging_face(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         made = Path(scratch) / "hf"
         model.save_pretrained(made, max_shard_size="1000GB")
         tokenizer.save_pretrained(made)
+        _keep_sentencepiece(tokenizer, made)
         shutil.rmtree(folder / "hf", ignore_errors=True)
         made.rename(folder / "hf")
+
+
+def _keep_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Add to a saved tokenizer the SentencePiece model it was read from, and which tokens are special.
+
+    llama.cpp's converters read both, for Gemma nothing else, and transformers has left both out since its version 5.
+    """
+    try:
+        source = cached_file(tokenizer.name_or_path, SENTENCEPIECE)
+    except OSError:  # it came without one
+        source = None
+    if source is None:
+        return
+    shutil.copyfile(source, folder / SENTENCEPIECE)
+    config = folder / "tokenizer_config.json"
+    added = {str(number): token.__getstate__() for number, token in tokenizer.added_tokens_decoder.items()}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"added_tokens_decoder": added}, indent=2))
 
 
 def _describe(folder: Path, weights: Path) -> BaseRef:
@@ -270,6 +292,7 @@ def _with_gguf(ref: BaseRef, folder: Path, precision: str) -> BaseRef:
             full = Path(scratch) / "full.gguf"
             llamacpp.convert_model(folder / "hf", full)
             quantize(full, target, precision)
+    check_tokens(load_tokenizer(folder), ref.prompting, target)
     artifact = Artifact("base", "gguf", precision, target.name, sha256_file(target), target.stat().st_size)
     return replace(ref, artifacts=(*ref.artifacts, artifact))
 

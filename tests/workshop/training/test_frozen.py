@@ -30,7 +30,9 @@ def base(
     if request.param == "llama":
         return tiny_base, "q8_0"
     folder = tmp_path_factory.mktemp("bases") / "qwen2"
-    base_model.prepare(str(tiny_qwen2.gguf), folder, precisions=["q4_0"])
+    with pytest.MonkeyPatch.context() as patch:  # no Qwen2 has SmolLM2's words: transformers splits them as Qwen2's
+        patch.setattr(base_model, "check_tokens", lambda *_: None)
+        base_model.prepare(str(tiny_qwen2.gguf), folder, precisions=["q4_0"])
     return folder, "q4_0"
 
 

@@ -95,12 +95,20 @@ class Part:
 class Model:
     """Weights, vocabulary and adapters."""
 
-    def __init__(self, path: Path, file: IO[bytes] | None = None, *, products: Products | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: IO[bytes] | None = None,
+        *,
+        products: Products | None = None,
+        vocab_only: bool = False,
+    ) -> None:
         """Map a model file.
 
         Args:
             file: the file, if it is open already: what is mapped is this one, whatever has taken its name since.
             products: what computes with the weights, instead of llama.cpp itself.
+            vocab_only: leave the weights out: a model that can only tokenize.
 
         Raises:
             MissingExtra: llama-cpp-python is not installed.
@@ -110,6 +118,7 @@ class Model:
         forget_reasons()
         params = self.llama.llama_model_default_params()
         params.load_mode = self.llama.LLAMA_LOAD_MODE_MMAP
+        params.vocab_only = vocab_only
         self.products = products
         params.use_extra_bufts = products is None  # else llama.cpp lays out some weights in its own way
         name = os.fsencode(path) if file is None else f"/dev/fd/{file.fileno()}".encode()
