@@ -9,7 +9,7 @@ import calibration_report
 import numpy as np
 import pytest
 from calibration_report import at_margin, auc, decide, drawn, expected_drop, knowledge, outcomes, rates, report
-from zoo import zoo
+from zoo import ZOOS
 
 from pitstop.retention import looks
 from pitstop.retention.paired import Drop, Paired
@@ -49,6 +49,7 @@ def results() -> dict[str, Any]:
         "bad": entry("boundary", 0.12, 0.0, 0.5),
     }
     return {
+        "zoo": "smollm2-135m",
         "suites": {
             "facts": {**suite, "kind": "choice", "chance": 0.25, "items": ITEMS, "whole": ITEMS},
             "prose": {**suite, "kind": "text", "chance": None, "items": TEXTS, "whole": TEXTS},
@@ -121,19 +122,29 @@ def test_the_page_tells_it_all(results: dict[str, Any], tmp_path: Path, monkeypa
     file = tmp_path / "smollm2.json"
     file.write_text(json.dumps(results))
     page = report([file])
-    assert f"4 of the zoo's {len(zoo())} adapters (1 null, 1 benign, 1 forgetful, 1 boundary)" in page
+    assert f"4 of the zoo's {len(ZOOS['smollm2-135m']())} adapters (1 null, 1 benign, 1 forgetful, 1 boundary)" in page
     assert "| false fail: null and benign | 0.0%" in page
     assert "| awful | forgetful |" in page
     assert "| llama q8_0 | 4 | 3 of 4 | 100 |" in page
+    assert "Other verdicts: bad (fail; pass on llama q8_0)." in page
     assert "nan" not in page
 
 
-def test_the_zoo_is_as_large_and_as_varied_as_it_must_be() -> None:
-    specimens = zoo()
-    assert len(specimens) == len({specimen.name for specimen in specimens}) >= 60
+@pytest.mark.parametrize(("name", "least"), [("smollm2-135m", 60), ("tiny-gemma3", 12)])
+def test_a_zoo_is_as_large_and_as_varied_as_it_must_be(name: str, least: int) -> None:
+    specimens = ZOOS[name]()
+    assert len(specimens) == len({specimen.name for specimen in specimens}) >= least
     assert {specimen.kind for specimen in specimens} == {"null", "benign", "forgetful", "boundary", "adversarial"}
     trained = {specimen.name for specimen in specimens if not specimen.parent}
     assert all(specimen.parent in trained for specimen in specimens if specimen.parent)
+
+
+def test_a_suite_that_the_base_guesses_at_is_named_and_not_pooled(results: dict[str, Any], tmp_path: Path) -> None:
+    results["suites"]["facts"]["chance"] = 0.79
+    file = tmp_path / "smollm2.json"
+    file.write_text(json.dumps(results))
+    assert "Blind for this base: facts." in report([file])
+    assert knowledge(outcomes(results, "torch q8_0")[0].pairs) == ()
 
 
 def test_what_stopped_at_an_early_look_is_judged_by_what_it_saw(results: dict[str, Any]) -> None:

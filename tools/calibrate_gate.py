@@ -1,6 +1,7 @@
 """Measure the zoo and judge the gate by it: how often it is wrong, how often undecided, and what it costs.
 
     python tools/calibrate_gate.py measure bases/smollm2-135m-instruct --results FILE --whole   # hours; may be stopped
+    python tools/calibrate_gate.py displace bases/smollm2-135m-instruct --results FILE          # F_delta, by torch
     python tools/calibrate_gate.py report FILE... --to src/pitstop/retention/CALIBRATION.md
 
 Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here. The results
@@ -21,7 +22,7 @@ from typing import Any
 
 from calibration_report import LOOKS, MARGINS, judged, report
 from tables_as_toml import toml
-from zoo import Specimen, build_data, zoo
+from zoo import ZOOS, Specimen, build_data
 
 from pitstop.bundle.manifest import BaseRef
 from pitstop.engines.base import Engine, Use
@@ -52,14 +53,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = options.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="train and measure what is not measured yet")
-    measuring.add_argument("base", type=Path, help="a prepared base")
-    measuring.add_argument("--results", type=Path, required=True, metavar="FILE")
     measuring.add_argument("--engine", choices=("llama", "torch"), default="llama")
-    measuring.add_argument("--artifact", default="q8_0", help="of the base, for llama")
-    measuring.add_argument("--only", default="", metavar="PATTERN", help="names, as a regular expression")
     measuring.add_argument("--whole", action="store_true", help="every item, whatever the verdict")
     measuring.add_argument("--train-only", action="store_true")
     measuring.add_argument("--threads", type=int)
+    displacing = commands.add_parser("displace", help="measure F_delta of what is trained")
+    for command in (measuring, displacing):
+        command.add_argument("base", type=Path, help="a prepared base")
+        command.add_argument("--results", type=Path, required=True, metavar="FILE")
+        command.add_argument("--zoo", choices=ZOOS, default="smollm2-135m")
+        command.add_argument("--artifact", default="q8_0", help="of the base")
+        command.add_argument("--only", default="", metavar="PATTERN", help="names, as a regular expression")
     reporting = commands.add_parser("report", help="judge the gate by what was measured")
     reporting.add_argument("results", type=Path, nargs="+")
     reporting.add_argument("--to", type=Path, required=True, metavar="FILE")
@@ -67,11 +71,13 @@ def main() -> None:
     if given.command == "report":
         given.to.write_text(report(given.results), encoding="utf-8")
         return
-    chosen = [specimen for specimen in zoo() if re.search(given.only, specimen.name)]
+    chosen = [specimen for specimen in ZOOS[given.zoo]() if re.search(given.only, specimen.name)]
     if not SUITES.is_dir():
         builders.build(SUITES)
     build_data(DATA, SUITES)
-    if given.train_only:
+    if given.command == "displace":
+        displace_zoo(chosen, given)
+    elif given.train_only:
         for specimen in chosen:
             trained(specimen, given.base)
     else:
@@ -92,12 +98,11 @@ def measure_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> Non
     whole = load_all(SUITES)
     suites = [shuffled(suite) for suite in whole]
     described = describe(suites, whole)
-    results = read(given.results)
+    results = read(given)
     if results.setdefault("suites", described) != described:
         sys.exit(f"{given.results} holds results of other suites; name another file")
     label = f"{given.engine} {given.artifact}" + ("" if given.whole else ", by looks")
     measured = results.setdefault("measured", {}).setdefault(label, {})
-    moved = results.setdefault("displacement", {})
     # Not kind after kind: a run that is stopped has some of every kind.
     missing = sorted((one for one in specimens if one.name not in measured), key=lambda one: order(one.name))
     with opened(given, ref) as engine:
@@ -114,8 +119,6 @@ def measure_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> Non
                 measured[specimen.name] = observe(engine, suites, specimen, ref)
             else:
                 measured[specimen.name] = look(engine, suites, specimen, ref, described, measured["base"])
-            if isinstance(engine, TorchEngine):
-                moved[specimen.name] = round(displaced(engine, suites, specimen), 6)
             engine.unload_adapter(specimen.trained)
             save(results, given.results)
 
@@ -135,11 +138,24 @@ def observe(engine: Engine, suites: Sequence[Suite], specimen: Specimen, ref: Ba
     }
 
 
-def displaced(engine: TorchEngine, suites: Sequence[Suite], specimen: Specimen) -> float:
-    """Return F_delta of one specimen, on the texts that `pitstop check` takes."""
-    texts = [item.text for suite in suites if suite.record.purpose == "drift" for item in suite.of(TextItem)]
-    rows = [engine.tokenize(text)[:CONTEXT] for text in texts[:DISPLACED]]
-    return displacement(engine, specimen.trained, rows, specimen.scale)
+def displace_zoo(specimens: Sequence[Specimen], given: argparse.Namespace) -> None:
+    """Measure F_delta of every specimen on the texts that `pitstop check` takes, and write the results after each."""
+    results = read(given)
+    moved = results.setdefault("displacement", {})
+    texts = [item.text for suite in load_all(SUITES) if suite.record.purpose == "drift" for item in suite.of(TextItem)]
+    by_weights: dict[str, list[Specimen]] = {}
+    for specimen in specimens:
+        if specimen.name not in moved:
+            by_weights.setdefault(specimen.trained, []).append(specimen)
+    with opened_torch(given, base_model.load_ref(given.base)) as engine:
+        rows = [engine.tokenize(text)[:CONTEXT] for text in texts[:DISPLACED]]
+        for number, (name, same) in enumerate(by_weights.items(), 1):
+            say(f"{name}: {number} of {len(by_weights)}")
+            engine.load_adapter(name, trained(same[0], given.base))
+            moves = displacement(engine, name, rows)
+            moved |= {specimen.name: round(specimen.scale * moves, 6) for specimen in same}
+            engine.unload_adapter(name)
+            save(results, given.results)
 
 
 def look(
@@ -203,18 +219,21 @@ def scored(results: Sequence[SuiteResult]) -> dict[str, Any]:
 
 @contextmanager
 def opened(given: argparse.Namespace, ref: BaseRef) -> Iterator[Engine]:
-    length = min(ref.context_length, CONTEXT)
-    sha256 = ref.artifact(given.artifact).sha256
-    if given.engine == "llama":
-        path = base_model.artifact_path(given.base, ref, given.artifact)
-        options = {"sequences": ANSWERS, "threads": given.threads, "own_products": True}
-        with LlamaEngine(path, base_sha256=sha256, context_length=length, **options) as engine:
-            yield engine
-    else:
-        model = base_model.load_weights(given.base, ref, precision="shipped", artifact=given.artifact)
-        tokenizer = base_model.load_tokenizer(given.base)
-        with TorchEngine(model, tokenizer, base_sha256=sha256, context_length=length) as torch_engine:
+    if given.engine == "torch":
+        with opened_torch(given, ref) as torch_engine:
             yield torch_engine
+        return
+    path = base_model.artifact_path(given.base, ref, given.artifact)
+    sha256, length = ref.artifact(given.artifact).sha256, min(ref.context_length, CONTEXT)
+    options = {"sequences": ANSWERS, "threads": given.threads, "own_products": True}
+    with LlamaEngine(path, base_sha256=sha256, context_length=length, **options) as engine:
+        yield engine
+
+
+def opened_torch(given: argparse.Namespace, ref: BaseRef) -> TorchEngine:
+    model = base_model.load_weights(given.base, ref, precision="shipped", artifact=given.artifact)
+    sha256, length = ref.artifact(given.artifact).sha256, min(ref.context_length, CONTEXT)
+    return TorchEngine(model, base_model.load_tokenizer(given.base), base_sha256=sha256, context_length=length)
 
 
 def loadable(given: argparse.Namespace, weights: Path, ref: BaseRef) -> Path:
@@ -227,8 +246,11 @@ def loadable(given: argparse.Namespace, weights: Path, ref: BaseRef) -> Path:
     return target
 
 
-def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+def read(given: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(given.results.read_text()) if given.results.is_file() else {}
+    if results.setdefault("zoo", given.zoo) != given.zoo:
+        sys.exit(f"{given.results} holds results of the zoo {results['zoo']}; name another file")
+    return results
 
 
 def save(results: dict[str, Any], file: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from zoo import zoo
+from zoo import ZOOS
 
-from pitstop.retention.gate import TASK, Verdict, gate
+from pitstop.retention.gate import TASK, Verdict, gate, sees
 from pitstop.retention.looks import LEAST, LEAST_TEXTS, seen
 from pitstop.retention.margins import Margins
 from pitstop.retention.paired import Drop, Paired
@@ -53,7 +53,8 @@ class Outcome:
     @property
     def drop(self) -> float:
         """Drop of the accuracy over all knowledge suites, by all items."""
-        return Drop(knowledge(self.pairs), resamples=1, seed=0).value
+        pooled = knowledge(self.pairs)
+        return Drop(pooled, resamples=1, seed=0).value if pooled else 0.0
 
 
 def outcomes(results: Mapping[str, Any], engine: str) -> list[Outcome]:
@@ -111,8 +112,8 @@ def _only(pair: Paired, picked: Sequence[int], groups: Sequence[str] | None = No
 
 
 def knowledge(pairs: Sequence[Paired]) -> tuple[Paired, ...]:
-    """Return the suites that are pooled."""
-    return tuple(pair for pair in pairs if pair.kind == "choice" and pair.guards == "knowledge")
+    """Return the suites that are pooled: those that are not blind for this base."""
+    return tuple(pair for pair in pairs if pair.kind == "choice" and pair.guards == "knowledge" and sees(pair))
 
 
 def drawn(pair: Paired, size: int, chance: random.Random) -> Paired:
@@ -188,7 +189,7 @@ def expected_drop(pairs: Sequence[Paired], sizes: Sequence[int]) -> float:
         for pair, n in zip(pairs, sizes, strict=True)
         if pair.name in pooled
     ]
-    return sum(drop * n for drop, n in drops) / sum(n for _, n in drops)
+    return sum(drop * n for drop, n in drops) / max(sum(n for _, n in drops), 1)
 
 
 def auc(scores: Sequence[float], harmful: Sequence[bool]) -> float:
@@ -245,7 +246,11 @@ def _what(results: Mapping[str, Any], engine: str, found: Sequence[Outcome]) -> 
     kinds = Counter(outcome.kind for outcome in found)
     suites = ", ".join(f"{name} {suite['items']:,}" for name, suite in results["suites"].items())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return f"{len(found)} of the zoo's {len(zoo())} adapters ({counts}), measured on `{engine}`. Items: {suites}.\n"
+    blind = ", ".join(pair.name for pair in found[0].pairs if not sees(pair))
+    return (
+        f"{len(found)} of the zoo's {len(ZOOS[results['zoo']]())} adapters ({counts}), measured on `{engine}`. "
+        f"Items: {suites}.{f' Blind for this base: {blind}.' if blind else ''}\n"
+    )
 
 
 def _errors(found: Sequence[Outcome]) -> str:
@@ -336,14 +341,15 @@ def _knee(scores: Sequence[float], bad: Sequence[bool]) -> float:
 
 
 def _engines(results: Mapping[str, Any], engines: Sequence[str]) -> str:
-    by_engine = {engine: {one.name: one for one in outcomes(results, engine)} for engine in engines}
-    first = by_engine[engines[0]]
-    rows = []
-    for engine, found in by_engine.items():
-        seconds = statistics.median(one.seconds for one in found.values())
+    verdicts = {engine: {one.name: one.decided()[0].outcome for one in outcomes(results, engine)} for engine in engines}
+    first, rows, differing = verdicts[engines[0]], [], []
+    for engine, found in verdicts.items():
+        seconds = statistics.median(one.seconds for one in outcomes(results, engine))
         both = [name for name in found if name in first]
-        same = sum(found[name].decided()[0].outcome == first[name].decided()[0].outcome for name in both)
-        agreed = "-" if engine == engines[0] else f"{same} of {len(both)}"
+        other = [name for name in both if found[name] != first[name]]
+        agreed = "-" if engine == engines[0] else f"{len(both) - len(other)} of {len(both)}"
         rows.append(f"| {engine} | {len(found)} | {agreed} | {seconds:.0f} |")
+        differing += [f"{name} ({first[name]}; {found[name]} on {engine})" for name in other]
     head = f"| engine | adapters | verdict as on {engines[0]} | seconds of a core for one adapter |\n|---|---|---|---|"
-    return f"### Engines\n\n{head}\n" + "\n".join(rows) + "\n"
+    said = f"\nOther verdicts: {', '.join(differing)}.\n" if differing else ""
+    return f"### Engines\n\n{head}\n" + "\n".join(rows) + f"\n{said}"

