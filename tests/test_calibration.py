@@ -139,7 +139,10 @@ def test_a_zoo_is_as_large_and_as_varied_as_it_must_be(name: str, least: int) ->
     assert all(specimen.parent in trained for specimen in specimens if specimen.parent)
 
 
-def test_a_suite_that_the_base_guesses_at_is_named_and_not_pooled(results: dict[str, Any], tmp_path: Path) -> None:
+def test_a_suite_that_the_base_guesses_at_is_named_and_not_pooled(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_report, "DRAWS", 4)
     results["suites"]["facts"]["chance"] = 0.79
     file = tmp_path / "smollm2.json"
     file.write_text(json.dumps(results))
@@ -178,3 +181,30 @@ def test_the_page_says_how_damage_that_hides_is_judged(
     (row,) = [line for line in page.splitlines() if line.startswith("| awful |") and "adversarial" not in line]
     assert row.endswith("| 0 | 0 | 4 |"), "it fails each of 4 gates"
     assert "all knowledge suites" in row
+
+
+def test_the_page_says_what_repairs_won_back(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration_report, "DRAWS", 4)
+    beside = {"method": "layers", "scale": 0.5, "difference": -0.01, "upper": 0.002, "matched": True, "better": False}
+    repaired = {
+        "outcome": "repaired",
+        "method": "scale",
+        "scale": 0.5,
+        "won_back": 0.9,
+        "given_up": 0.0,
+        "seconds": 120,
+    }
+    results["repairs"] = {
+        "one": {**repaired, "beside_uniform": [beside]},
+        "other": {**repaired, "won_back": 0.8, "given_up": 0.02, "beside_uniform": []},
+        "lost": {"outcome": "refused", "seconds": 60, "beside_uniform": []},
+    }
+    file = tmp_path / "smollm2.json"
+    file.write_text(json.dumps(results))
+    page = report([file])
+    assert "Medians of 3 narrow, forgetful adapters: 80.0% of the damage won back (goal ≥ 80 %), 0.0% of" in page
+    assert "| lost | refused | 0.0% | 0.0% | 1 |" in page
+    assert "0 of 1 other repairs surely keep more" in page
+    assert "| one | layers | +0.0100 | -0.0020 | yes |" in page

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from repair_report import repairs
 from zoo import ZOOS
 
 from pitstop.retention.gate import TASK, Verdict, gate, sees
@@ -221,6 +222,7 @@ def report(files: Sequence[Path]) -> str:
             _zoo(main),
             _predictors(main),
             _engines(results, engines),
+            repairs(results.get("repairs", {})),
         ]
     return "\n".join(sections)
 
