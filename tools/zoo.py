@@ -82,7 +82,7 @@ def tiny_zoo() -> list[Specimen]:
         _tiny("memorised-0", "adversarial", MEMORY, 5e-3, 0),
     ]
     nulls = [orders[0].at(0.0, "null"), unheld[0].at(0.01, "null"), benign[0].at(0.0, "null")]
-    boundary = [one.at(scale, "boundary") for one in (orders[1], unheld[1]) for scale in (0.25, 0.5)]
+    boundary = [one.at(scale, "boundary") for one in (orders[1], unheld[1]) for scale in (0.08, 0.15, 0.25)]
     return [*benign, *orders, *unheld, *hiding, *nulls, *boundary]
 
 
