@@ -3,7 +3,7 @@
     python tools/calibrate_repair.py bases/smollm2-135m-instruct --results FILE    # some minutes each; may be stopped
 
 Works in the folder and on the results of `calibrate_gate.py`, whose runs it repairs and whose report tells what came of
-it. A search by torch measures dozens of candidates, so the suites are small here: some texts, words and sentences.
+it. A search by torch measures dozens of candidates, so it has some texts here; as few choices would let nothing pass.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pitstop.workshop.repair.result import Repair
 from pitstop.workshop.repair.shapes import Method
 
 SMALL = Path("repair-suites")
-ITEMS = {"code": 48, "prose": 48, "wordnet": 120, "agreement": 120}  # of each suite; a third of them guide the search
+ITEMS = {"code": 48, "prose": 48, "foldoc": 48}  # of each suite; a third of them guide the search
 ROWS = 32  # of the task, half of which guide the search
 
 
