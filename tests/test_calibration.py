@@ -150,6 +150,23 @@ def test_a_suite_that_the_base_guesses_at_is_named_and_not_pooled(
     assert knowledge(outcomes(results, "torch q8_0")[0].pairs) == ()
 
 
+def test_suites_that_the_base_guesses_at_are_not_drawn(
+    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In some draws they would see, lose nothing, and make of a pooled drop at the margin one below it."""
+    results["suites"]["facts"]["chance"] = 0.79
+    names = []
+
+    def record(pair: Paired, size: int, chance: random.Random) -> Paired:
+        names.append(pair.name)
+        return drawn(pair, size, chance)
+
+    monkeypatch.setattr(calibration_report, "DRAWS", 1)
+    monkeypatch.setattr(calibration_report, "drawn", record)
+    rates(outcomes(results, "torch q8_0"), None)
+    assert set(names) == {"prose"}
+
+
 def test_what_stopped_at_an_early_look_is_judged_by_what_it_saw(results: dict[str, Any]) -> None:
     llama = results["measured"]["llama q8_0"]
     seen = looks.seen(ITEMS, calibration_report.MARGINS.looks, looks.LEAST)[0]

@@ -170,12 +170,14 @@ def rates(found: Sequence[Outcome], target: float | None) -> Counter[str]:
     counts: Counter[str] = Counter()
     for outcome in found:
         chance = random.Random(outcome.name)
-        sealed = outcome.sealed()
-        drop = expected_drop(sealed, outcome.sizes)
+        # Suites that the base guesses at would see in some draws, and thin out what is pooled.
+        seeing = [(pair, size) for pair, size in zip(outcome.sealed(), outcome.sizes, strict=True) if sees(pair)]
+        sealed = [pair for pair, _ in seeing]
+        drop = expected_drop(sealed, [size for _, size in seeing])
         if target is not None and drop < target:
             continue
         for _ in range(DRAWS):
-            sample = [drawn(pair, size, chance) for pair, size in zip(sealed, outcome.sizes, strict=True)]
+            sample = [drawn(pair, size, chance) for pair, size in seeing]
             if target is not None:
                 sample = at_margin(sample, drop, target, chance)
             counts[decide(sample)[0].outcome] += 1
