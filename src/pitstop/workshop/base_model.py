@@ -68,7 +68,7 @@ def prepare(
     Raises:
         UsageError: the source does not exist, the folder holds another base, or there is no such precision.
         FormatError: a damaged GGUF file.
-        BrokenInput: weights that cannot be read or converted.
+        BrokenInput: weights that cannot be read or converted, or a GGUF file that cuts text into other tokens.
     """
     with exclusive(folder, wait=True):
         return _prepare(source, folder, precisions, onnx, license, origin)
