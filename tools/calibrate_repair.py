@@ -7,14 +7,13 @@ it. A search by torch measures dozens of candidates, so it has some texts here; 
 """
 
 import argparse
-import json
 import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from calibrate_gate import DATA, RUNS, SUITES, save, trained
+from calibrate_gate import DATA, RUNS, SUITES, read, save, trained
 from tables_as_toml import toml
 from zoo import ORDERS, ZOOS, Specimen
 
@@ -40,7 +39,7 @@ def main() -> None:
     options.add_argument("--methods", help="with commas; all by default")
     given = options.parse_args()
     build_suites()
-    results = json.loads(given.results.read_text())
+    results = read(given)
     repairs = results.setdefault("repairs", {})
     for specimen in ZOOS[given.zoo]():
         wanted = (specimen.kind, specimen.data, specimen.parent) == ("forgetful", ORDERS, "")
