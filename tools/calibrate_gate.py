@@ -4,7 +4,8 @@
     python tools/calibrate_gate.py displace bases/smollm2-135m-instruct --results FILE          # F_delta, by torch
     python tools/calibrate_gate.py report FILE... --to src/pitstop/retention/CALIBRATION.md
 
-Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here. The results
+Works in the current folder: bases/ (prepared with `pitstop base`), suites/, data/ and runs/ are made here; each zoo
+wants a folder of its own. `pretrain_tiny.py` makes the base of `--zoo tiny-gemma3`. The results
 hold every item's outcome, so that a changed gate is judged again without measuring. With --whole every item is
 measured: what error rates are told from. Without it, look by look until the verdict is clear, as `pitstop check` does:
 that tells whether verdicts on other engines and artifacts agree, and what one costs.
@@ -57,7 +58,7 @@ def main() -> None:
     measuring.add_argument("--whole", action="store_true", help="every item, whatever the verdict")
     measuring.add_argument("--train-only", action="store_true")
     measuring.add_argument("--threads", type=int)
-    displacing = commands.add_parser("displace", help="measure F_delta of what is trained")
+    displacing = commands.add_parser("displace", help="train what is not trained yet, and measure F_delta")
     for command in (measuring, displacing):
         command.add_argument("base", type=Path, help="a prepared base")
         command.add_argument("--results", type=Path, required=True, metavar="FILE")

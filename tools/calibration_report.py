@@ -234,7 +234,8 @@ HEADER = "\n\n".join(
         "# How often the gate is wrong",
         "Made by `tools/calibrate_gate.py report` out of the outcomes of every item, which `tools/calibrate_gate.py "
         "measure` wrote; the adapters are recipes and seeds in `tools/zoo.py`, and the base `tiny-gemma3` is what "
-        "`tools/pretrain_tiny.py` makes in half an hour. What is judged is retention: the task counts as learned.",
+        "`tools/pretrain_tiny.py` makes in half an hour (the one measured drew by chance the lines its words are "
+        "made of: made again, it is not the same to the bit). What is judged is retention: the task counts as learned.",
         "Half of the items of every suite is sealed: no choice about the gate was made with it. Error rates are of "
         "gates on items drawn anew, with replacement, from the measured items of the sealed half, as many as the "
         "suites have; what is lost on those items is the truth there. "

@@ -9,7 +9,6 @@ for the modules of the suite `code`.
 """
 
 import argparse
-import io
 import itertools
 import json
 import random
@@ -18,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
+from gemma_tokenizer import IDS, SETTINGS, train_tokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GemmaTokenizer, Trainer, TrainingArguments
 
 from pitstop.retention import builders, langtest, library
@@ -28,11 +27,6 @@ from pitstop.workshop.training.arithmetic import compute_dtype
 
 VOCABULARY, LENGTH = 4096, 128  # tokens; of an example
 FACTS, SHARE = ("wordnet", "capitals"), 1 / 3  # of the examples
-START, END = "<start_of_turn>", "<end_of_turn>"
-TEMPLATE = (
-    "{% for message in messages %}" + START + "{{ message.role }}\n{{ message.content }}" + END + "\n{% endfor %}"
-    "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}"
-)
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
@@ -44,9 +38,7 @@ SHAPE = {
     "query_pre_attn_scalar": 64,
     "sliding_window": 512,
     "max_position_embeddings": 2048,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 6,
+    **IDS,
 }
 
 
@@ -60,7 +52,7 @@ def main() -> None:
         builders.build(given.suites)
     torch.manual_seed(0)
     facts = [f"{item.prompt} {item.options[item.answer]}\n" for item in known(given.suites)]
-    tokenizer = made(given.folder, [*texts(), *facts])
+    tokenizer = saved_tokenizer(given.folder, [*texts(), *facts])
     examples = mixed(tokenizer, facts)
     model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE))
     print(f"{len(examples) * LENGTH:,} tokens, {model.num_parameters():,} parameters")
@@ -89,44 +81,11 @@ def known(suites: Path) -> Iterator[ChoiceItem]:
         yield from load(suites / name).of(ChoiceItem)
 
 
-def made(folder: Path, material: list[str]) -> Any:
-    """Train a tokenizer as Gemma's, write its files, and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in material for line in text.split("\n") if line.strip()]),
-        model_writer=words,
-        vocab_size=VOCABULARY,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        add_dummy_prefix=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        user_defined_symbols=["<mask>", START, END],
-        input_sentence_size=100_000,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(words.getvalue())
-    settings = {
-        "tokenizer_class": "GemmaTokenizer",
-        "bos_token": "<bos>",
-        "eos_token": END,
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        "extra_special_tokens": [START],
-        "chat_template": TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+def saved_tokenizer(folder: Path, material: list[str]) -> Any:
+    """Train a tokenizer, write its files, and return it."""
+    lines = (line for text in material for line in text.split("\n") if line.strip())
+    train_tokenizer(lines, folder, VOCABULARY)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GemmaTokenizer", **SETTINGS}))
     tokenizer = GemmaTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer
